@@ -1,0 +1,116 @@
+"""What the interfaces of all stages share: device, threads, and the record of what was done."""
+
+import inspect
+import logging
+import resource
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from nipype.interfaces.base import (
+    BaseInterfaceInputSpec,
+    SimpleInterface,
+    TraitedSpec,
+    isdefined,
+    traits,
+)
+from nipype.interfaces.base.support import Bunch
+
+from qsmpipe.numerics.solvers import Convergence
+
+logger = logging.getLogger("nipype.interface")
+
+
+class StageInputSpec(BaseInterfaceInputSpec):
+    """Inputs of every stage."""
+
+    num_threads = traits.Int(1, usedefault=True, nohash=True, desc="CPU threads")
+    use_gpu = traits.Bool(
+        False, usedefault=True, nohash=True, desc="compute on CUDA; takes one GPU slot"
+    )
+
+
+class StageOutputSpec(TraitedSpec):
+    """Outputs of every stage."""
+
+    step = traits.Dict(desc="what was done: stage, method, parameters, convergence, warnings")
+
+
+class Stage(SimpleInterface):
+    """One call of a function of :mod:`qsmpipe.numerics`, from files to files.
+
+    A subclass names its ``stage``, its ``method`` (the key in
+    :data:`qsmpipe.methods.METHODS`) and its ``function``, and writes :meth:`_compute`. Inputs
+    named like keyword-only arguments of ``function`` are its parameters.
+    """
+
+    input_spec = StageInputSpec
+    output_spec = StageOutputSpec
+    stage: ClassVar[str]
+    method: ClassVar[str]
+    function: ClassVar[Callable[..., Any]]
+
+    def _compute(self, cwd: Path, device: torch.device) -> None:
+        raise NotImplementedError
+
+    def _call(self, *data: Any, **choices: Any) -> Any:
+        """Call ``function`` with its own parameters and those ``choices`` that it knows."""
+        known = {
+            name
+            for name, parameter in inspect.signature(self.function).parameters.items()
+            if parameter.kind is parameter.KEYWORD_ONLY
+        }
+        parameters = {
+            name: value
+            for name in self.inputs.copyable_trait_names()
+            if name in known
+            and name not in choices
+            and isdefined(value := getattr(self.inputs, name))
+        }
+        self._step["parameters"] |= parameters
+        choices = {name: value for name, value in choices.items() if name in known}
+        return self.function(*data, **parameters, **choices)
+
+    def _record(self, convergence: Convergence | None) -> None:
+        """Note how an iteration ended; one that ran out of steps is a warning."""
+        if convergence is None:
+            return
+        self._step["convergence"] = convergence._asdict()
+        if not convergence.converged:
+            self._step["warnings"].append(
+                f"{self.stage} ({self.method}) stopped after {convergence.iterations} iterations "
+                f"at a change of {convergence.change:.2g}, above its tolerance "
+                f"{convergence.tolerance:.2g}: raise max_iterations or the tolerance"
+            )
+
+    def _device(self) -> torch.device:
+        if self.inputs.use_gpu and torch.cuda.is_available():
+            return torch.device("cuda")
+        if self.inputs.use_gpu:
+            logger.warning("%s: no CUDA device is visible; running on the CPU", self.method)
+        return torch.device("cpu")
+
+    def _run_interface(self, runtime: Bunch) -> Bunch:
+        set_threads(self.inputs.num_threads)
+        self._step: dict[str, Any] = {
+            "stage": self.stage,
+            "method": self.method,
+            "parameters": {},
+            "warnings": [],
+        }
+        begin = time.monotonic()
+        self._compute(Path(runtime.cwd), self._device())
+        runtime.wall_seconds = time.monotonic() - begin
+        runtime.peak_memory_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        self._results["step"] = self._step
+        return runtime
+
+
+def set_threads(count: int) -> None:
+    """Hold torch and numba to ``count`` threads."""
+    torch.set_num_threads(count)
+    import numba  # noqa: PLC0415  (its import costs more than a node that needs none)
+
+    numba.set_num_threads(min(count, numba.config.NUMBA_NUM_THREADS))

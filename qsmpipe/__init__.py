@@ -1,0 +1,3 @@
+"""Quantitative susceptibility mapping as a BIDS App and as Nipype workflows."""
+
+__version__ = "0.1.0"

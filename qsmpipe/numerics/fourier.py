@@ -1,0 +1,44 @@
+"""Fourier transforms over the three space axes, zero-padded so that nothing wraps around."""
+
+import math
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import scipy.fft
+import torch
+from torch import Tensor
+
+Shape: TypeAlias = tuple[int, int, int]
+Zooms: TypeAlias = tuple[float, float, float]
+"""Voxel size along each axis (mm)."""
+
+SPACE = (-3, -2, -1)
+
+
+def padded_shape(shape: Sequence[int], zooms: Zooms, margin: float) -> Shape:
+    """Grid size, fast to transform, that leaves ``margin`` mm of zeros beyond ``shape``.
+
+    >>> padded_shape((20, 20, 11), (1.0, 1.0, 2.0), margin=5.0)
+    (25, 25, 15)
+    """
+    i, j, k = (
+        scipy.fft.next_fast_len(n + math.ceil(margin / zoom), real=True)
+        for n, zoom in zip(shape, zooms, strict=True)
+    )
+    return i, j, k
+
+
+def rfft(image: Tensor, shape: Shape) -> Tensor:
+    """Half spectrum of ``image`` (..., X, Y, Z), zero-padded to ``shape``."""
+    return torch.fft.rfftn(image, s=shape, dim=SPACE)
+
+
+def irfft(spectrum: Tensor, shape: Shape, crop: Sequence[int]) -> Tensor:
+    """Invert :func:`rfft` and keep the corner of size ``crop``."""
+    x, y, z = crop
+    return torch.fft.irfftn(spectrum, s=shape, dim=SPACE)[..., :x, :y, :z]
+
+
+def convolve(image: Tensor, transfer: Tensor, shape: Shape) -> Tensor:
+    """Filter ``image`` (..., X, Y, Z) by ``transfer``, a half spectrum of grid ``shape``."""
+    return irfft(rfft(image, shape) * transfer, shape, image.shape[-3:])
