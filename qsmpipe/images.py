@@ -1,7 +1,10 @@
 """The door between NIfTI files and tensors: nothing else reads or writes an image."""
 
+import zlib
+import gzip
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple, cast
 
 import nibabel as nb
 import numpy as np
@@ -12,9 +15,22 @@ from torch import Tensor
 from qsmpipe.numerics.fourier import Zooms
 
 
+class Header(NamedTuple):
+    """What an image says of itself before its voxels are read."""
+
+    shape: tuple[int, ...]
+    """Grid size, all axes."""
+    affine: np.ndarray
+    """Voxel to scanner coordinates (mm), 4 x 4."""
+    dtype: np.dtype
+    """Type of the stored numbers."""
+    is_placed: bool
+    """Whether a qform or sform says where the grid lies in the scanner."""
+
+
 def _open(path: str | Path) -> nb.Nifti1Image:
     try:
-        image = nb.load(path)
+        image = cast(nb.Nifti1Image, nb.load(path))
     except FileNotFoundError:
         msg = f"{path}: no such image"
         raise ValueError(msg) from None
@@ -35,10 +51,18 @@ def read(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     image = _open(path)
     try:
         values = np.asanyarray(image.dataobj, dtype=np.float32)
-    except (OSError, EOFError, ValueError) as error:
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         msg = f"{path}: truncated or damaged, its voxels cannot be read ({error}); copy it again"
         raise ValueError(msg) from error
     return values, image.affine
+
+
+def header(path: str | Path) -> Header:
+    """Shape, affine and type of an image, without reading its voxels."""
+    image = _open(path)
+    fields = image.header
+    placed = any(int(fields[f"{name}_code"]) > 0 for name in ("qform", "sform"))
+    return Header(tuple(map(int, image.shape)), image.affine, image.get_data_dtype(), placed)
 
 
 def shape_of(path: str | Path) -> tuple[int, ...]:
@@ -58,7 +82,7 @@ def zooms_of(path: str | Path) -> Zooms:
 
 
 def b0_direction(affine: np.ndarray) -> tuple[float, float, float]:
-    """Unit vector along B0 (scanner z) in voxel axes, from the affine's rotation.
+    """Give the unit vector along B0 (scanner z) in voxel axes, from the affine's rotation.
 
     The columns are normalised first: with the voxel size left in, an oblique anisotropic grid
     would get a wrong direction.
@@ -127,7 +151,12 @@ def stack(
     paths: Sequence[str | Path], *, device: str | torch.device = "cpu"
 ) -> Tensor:
     """Read one image per echo as (E, X, Y, Z); all must share the first one's grid."""
-    return torch.stack([load(path, like=paths[0], device=device) for path in paths])
+    return torch.stack([_volume(load(path, like=paths[0], device=device)) for path in paths])
+
+
+def _volume(data: Tensor) -> Tensor:
+    """(X, Y, Z) of an image that some tool gave a fourth axis of length 1."""
+    return data[0] if data.ndim == 4 and data.shape[0] == 1 else data
 
 
 def save(data: Tensor, path: str | Path, *, like: str | Path) -> str:
@@ -145,4 +174,41 @@ def save(data: Tensor, path: str | Path, *, like: str | Path) -> str:
         getattr(image, f"set_{name}")(reference.affine, code=code or 1)
     image.header.set_xyzt_units("mm", "sec")
     image.to_filename(path)
+    return str(path)
+
+
+def store(
+    stored: np.ndarray,
+    path: str | Path,
+    *,
+    affine: np.ndarray,
+    slope: float = 1.0,
+    intercept: float = 0.0,
+) -> str:
+    """Write numbers as they are, in their own type, with a slope and intercept to read them by.
+
+    Parameters
+    ----------
+    stored : (X, Y, Z) array
+        What the file holds, integer or float.
+    path : str or Path
+        ``.nii`` or ``.nii.gz``.
+    affine : (4, 4) array
+        Voxel to scanner coordinates (mm).
+    slope, intercept : float
+        A reader makes ``slope * stored + intercept`` of them.
+
+    Returns
+    -------
+    str
+        The path.
+    """
+    image = nb.Nifti1Image(stored, affine, dtype=stored.dtype)
+    image.set_qform(affine, code=1)
+    image.set_sform(affine, code=1)
+    image.header.set_xyzt_units("mm", "sec")
+    image.header.set_slope_inter(slope, intercept)
+    packed = str(path).endswith(".gz")
+    content = gzip.compress(image.to_bytes(), mtime=0) if packed else image.to_bytes()
+    Path(path).write_bytes(content)
     return str(path)

@@ -1,0 +1,96 @@
+"""Whole heads from label maps, scanned at 1 mm and written as BIDS, with their truth."""
+
+import argparse
+import json
+from pathlib import Path
+
+import nibabel as nb
+import numpy as np
+import torch
+
+from qsmpipe import images
+from qsmpipe.examples import rotation
+from qsmpipe.numerics.simulate import Scan, add_noise, brain_of, maps_of, simulate, upsample
+from qsmpipe.numerics.simulate.labels import TISSUES, clean
+from qsmpipe.numerics.units import GAMMA
+
+HEADS = Path(__file__).parents[2] / "shared" / "data" / "heads"
+ECHO_TIMES = {3.0: (0.005, 0.010, 0.015, 0.020, 0.025), 7.0: (0.004, 0.009, 0.014, 0.019)}
+MARGIN = 8
+"""Air kept around the head, and neck kept below the brain (voxels)."""
+
+
+def write_head(
+    number: int, out: Path, *, field_strength: float, tilt: float = 0.0, snr: float = 60.0,
+    factor: int = 2, texture: float = 0.006,
+) -> Path:
+    """Simulate one head; returns its folder, which holds ``bids`` and ``truth.npz``."""
+    folder = out / f"head{number:02d}_{field_strength:g}T_tilt{tilt:g}"
+    if (folder / "truth.npz").exists():
+        return folder
+    source = HEADS / f"training_seg_{number:02d}.nii.gz"
+    if not source.exists():
+        raise SystemExit(f"{source}: the label maps are needed for this benchmark")
+    image = nb.as_closest_canonical(nb.load(source))
+    zooms = (1.0, 1.0, 1.0)
+    labels = clean(torch.from_numpy(np.asarray(image.dataobj).astype(np.int16)), zooms).labels
+    labels = labels[tuple(slice(0, n - n % 2) for n in labels.shape)]
+    labels = torch.nn.functional.pad(labels, [MARGIN] * 4 + [0, MARGIN])
+    fine = upsample(labels, factor)
+    affine = np.eye(4)
+    affine[:3, :3] = rotation((tilt, 0.0, 0.0))
+    affine[:3, 3] = affine[:3, :3] @ -(np.array(labels.shape) / 2)
+
+    small = tuple(zoom / factor for zoom in zooms)
+    maps = maps_of(fine, TISSUES, small, field_strength=field_strength, texture=texture,
+                   seed=number)  # fmt: skip
+    brain = brain_of(fine, TISSUES)
+    below = int(torch.nonzero(brain.any(0).any(0))[0]) // factor - MARGIN
+    window = (slice(None), slice(None), slice(max(below, 0), labels.shape[2]))
+    scan = Scan(field_strength, ECHO_TIMES[field_strength], factor=factor, coil_seed=number,
+                b0_direction=images.b0_direction(affine))  # fmt: skip
+    scanned = simulate(maps, brain, zooms, scan, window=window)
+    affine[:3, 3] += affine[:3, :3] @ (0, 0, window[2].start)
+    signal = add_noise(scanned.signal, scanned.mask, snr=snr, seed=number)
+
+    anat = folder / "bids" / f"sub-{number:02d}" / "anat"
+    anat.mkdir(parents=True, exist_ok=True)
+    description = {"Name": f"head {number}", "BIDSVersion": "1.10.0", "DatasetType": "raw"}
+    (folder / "bids" / "dataset_description.json").write_text(json.dumps(description))
+    common = {
+        "MagneticFieldStrength": field_strength,
+        "ImagingFrequency": field_strength * GAMMA,
+        "MRAcquisitionType": "3D",
+        "Manufacturer": "Siemens",
+    }
+    scale = 3500 / signal[0].abs().max()
+    for echo, time in enumerate(scan.echo_times):
+        magnitude = (signal[echo].abs() * scale).round().numpy().astype(np.int16)
+        phase = signal[echo].angle().numpy().astype(np.float32)
+        for part, values, more in (("mag", magnitude, {}), ("phase", phase, {"Units": "rad"})):
+            stem = anat / f"sub-{number:02d}_echo-{echo + 1}_part-{part}_MEGRE"
+            images.store(values, f"{stem}.nii", affine=affine)
+            sidecar = common | {"EchoTime": time} | more
+            Path(f"{stem}.json").write_text(json.dumps(sidecar))
+    majority = labels[window]
+    np.savez_compressed(
+        folder / "truth.npz",
+        mask=scanned.mask.numpy(),
+        chi=scanned.chi.numpy().astype(np.float32),
+        total=scanned.total.numpy().astype(np.float32),
+        local=scanned.local.numpy().astype(np.float32),
+        labels=majority.numpy(),
+        b0_direction=np.array(scan.b0_direction),
+        field_strength=field_strength,
+    )
+    return folder
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--head", type=int, default=2)
+    parser.add_argument("--field-strength", type=float, default=3.0)
+    parser.add_argument("--tilt", type=float, default=0.0)
+    given = parser.parse_args()
+    print(write_head(given.head, given.out, field_strength=given.field_strength, tilt=given.tilt))

@@ -1,0 +1,15 @@
+#!/bin/bash
+# One subject per array task:
+#   sbatch --array=1-$(wc -l < subjects.txt) containers/slurm.sh /my/bids /my/out subjects.txt
+#SBATCH --cpus-per-task=4
+#SBATCH --mem=16G
+#SBATCH --time=01:00:00
+set -euo pipefail
+BIDS=$1 OUT=$2 SUBJECTS=$3
+SUBJECT=$(sed -n "${SLURM_ARRAY_TASK_ID}p" "$SUBJECTS")
+WORK=${TMPDIR:-/tmp}/qsmpipe-$SLURM_JOB_ID
+mkdir -p "$WORK" "$OUT"
+trap 'rm -rf "$WORK"' EXIT
+apptainer run --cleanenv -B "$BIDS:/data:ro" -B "$OUT:/out" -B "$WORK:/work" qsmpipe.sif \
+    /data /out participant --participant-label "$SUBJECT" --skip-bids-validation \
+    --work-dir /work --nprocs "$SLURM_CPUS_PER_TASK" --mem-gb 15

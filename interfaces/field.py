@@ -1,0 +1,73 @@
+"""Nipype interfaces to :mod:`qsmpipe.numerics.field`."""
+
+from pathlib import Path
+
+import torch
+from nipype.interfaces.base import File, traits
+
+from qsmpipe import images
+from qsmpipe.interfaces.base import Stage, StageInputSpec, StageOutputSpec
+from qsmpipe.numerics.field import (
+    DEFAULT_MAX_ITERATIONS,
+    DEFAULT_TOLERANCE,
+    nonlinear,
+    weighted_mean,
+)
+
+
+class _FieldInputSpec(StageInputSpec):
+    phase = File(exists=True, mandatory=True, desc="unwrapped phase (rad), echoes last")
+    mask = File(exists=True, mandatory=True, desc="where to compute, on the grid of `phase`")
+    magnitude = File(exists=True, mandatory=True, desc="magnitude, on the grid of `phase`")
+    echo_times = traits.List(traits.Float, mandatory=True, desc="echo times (s)")
+    field_strength = traits.Float(mandatory=True, desc="B0 (T)")
+
+
+class _FieldOutputSpec(StageOutputSpec):
+    field = File(exists=True, desc="total field (ppm); 0 outside `mask`")
+    noise = File(exists=True, desc="standard deviation of `field` (ppm); 0 outside `mask`")
+    residual = File(exists=True, desc="signal that the fit leaves over the signal itself")
+
+
+class _Field(Stage):
+    input_spec, output_spec = _FieldInputSpec, _FieldOutputSpec
+    stage = "field"
+
+    def _compute(self, cwd: Path, device: torch.device) -> None:
+        inputs, like = self.inputs, self.inputs.phase
+        phase = images.load(like, device=device)
+        magnitude = images.load(inputs.magnitude, like=like, device=device)
+        result = self._call(
+            phase if phase.ndim == 4 else phase[None],
+            images.load(inputs.mask, like=like, dtype=torch.bool, device=device),
+            magnitude=magnitude if magnitude.ndim == 4 else magnitude[None],
+            echo_times=inputs.echo_times,
+            field_strength=inputs.field_strength,
+        )
+        self._record(result.convergence)
+        for name in ("field", "noise", "residual"):
+            path = cwd / f"{name}.nii.gz"
+            self._results[name] = images.save(getattr(result, name), path, like=like)
+
+
+class WeightedMean(_Field):
+    """Average phase over echo time (:func:`qsmpipe.numerics.field.weighted_mean`)."""
+
+    method = "weighted"
+    function = staticmethod(weighted_mean)
+
+
+class _NonlinearFitInputSpec(_FieldInputSpec):
+    offset = traits.Bool(True, usedefault=True, desc="fit the phase at echo time 0 as well")
+    tolerance = traits.Float(
+        DEFAULT_TOLERANCE, usedefault=True, desc="a voxel is done when it moves less (rad)"
+    )
+    max_iterations = traits.Int(DEFAULT_MAX_ITERATIONS, usedefault=True, desc="steps at most")
+
+
+class NonlinearFit(_Field):
+    """Fit the complex signal of all echoes (:func:`qsmpipe.numerics.field.nonlinear`)."""
+
+    input_spec = _NonlinearFitInputSpec
+    method = "nonlinear"
+    function = staticmethod(nonlinear)

@@ -1,0 +1,115 @@
+"""Nipype interface that reads the scanner's images: the functions of :mod:`.numerics.phase`."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from nipype.interfaces.base import File, InputMultiPath, isdefined, traits
+from torch import Tensor
+
+from qsmpipe import images
+from qsmpipe.interfaces.base import Stage, StageInputSpec, StageOutputSpec
+from qsmpipe.numerics.phase import combine_echoes, complex_to_polar, to_radians
+
+
+class _PrepareInputSpec(StageInputSpec):
+    magnitude = InputMultiPath(File(exists=True), desc="magnitude, one file per echo")
+    phase = InputMultiPath(
+        File(exists=True),
+        desc="phase in the scanner's unit, one file per echo on the grid of `magnitude`",
+    )
+    real = InputMultiPath(
+        File(exists=True),
+        desc="real part, one file per echo, read with `imag` where there is no `phase`",
+    )
+    imag = InputMultiPath(File(exists=True), desc="imaginary part, one file per echo")
+    phase_slope = traits.Float(1.0, usedefault=True, desc="rad per unit of `phase`")
+    phase_intercept = traits.Float(0.0, usedefault=True, desc="phase where `phase` is 0 (rad)")
+    phase_sign = traits.Enum(
+        1, -1, usedefault=True, desc="-1 where a paramagnetic field lowers the phase (GE)"
+    )
+    alternating = traits.Bool(
+        False, usedefault=True, desc="every second slice is shifted by pi (3D data of GE)"
+    )
+
+
+class _PrepareOutputSpec(StageOutputSpec):
+    magnitude = File(exists=True, desc="magnitude, echoes last")
+    combined = File(exists=True, desc="magnitude, root of the sum of squares over the echoes")
+    phase = File(exists=True, desc="phase (rad) in (-pi, pi], echoes last")
+    b0_direction = traits.List(
+        traits.Float, minlen=3, maxlen=3, desc="unit vector along B0 in voxel axes"
+    )
+
+
+class Prepare(Stage):
+    """Bring the scanner's images into one magnitude and one phase in radians.
+
+    Calls :func:`qsmpipe.numerics.phase.to_radians` or, where the scanner gave real and imaginary
+    parts, :func:`qsmpipe.numerics.phase.complex_to_polar`. Voxels that are NaN or infinite lose
+    phase and magnitude.
+    """
+
+    input_spec = _PrepareInputSpec
+    output_spec = _PrepareOutputSpec
+    stage = "phase"
+    method = "prepare"
+
+    def _compute(self, cwd: Path, device: torch.device) -> None:
+        inputs = self.inputs
+        choices: dict[str, Any] = {}
+        if isdefined(inputs.phase):
+            like = inputs.phase[0]
+            stored = self._load("phase", like, device)
+            magnitude = self._magnitude(stored, like, device)
+            broken = ~(stored.isfinite() & magnitude.isfinite())
+            choices = {"slope": inputs.phase_slope, "intercept": inputs.phase_intercept}
+            phase = to_radians(stored, **choices, **self._how())
+        elif isdefined(inputs.real):
+            like = inputs.real[0]
+            real, imag = self._load("real", like, device), self._load("imag", like, device)
+            broken = ~(real.isfinite() & imag.isfinite())
+            magnitude, phase = complex_to_polar(real, imag, **self._how())
+        else:
+            msg = "there is no phase: give `phase`, or `real` and `imag`"
+            raise ValueError(msg)
+        if bad := int(broken.sum()):
+            self._step["warnings"].append(
+                f"{bad} voxels (all echoes together) were NaN or infinite and were set to 0"
+            )
+            magnitude, phase = magnitude.masked_fill(broken, 0), phase.masked_fill(broken, 0)
+        self._step["parameters"] = choices | self._how()
+        b0_direction = images.b0_direction(images.affine_of(like))
+        self._results |= {
+            "magnitude": images.save(magnitude, cwd / "magnitude.nii.gz", like=like),
+            "combined": images.save(combine_echoes(magnitude), cwd / "combined.nii.gz", like=like),
+            "phase": images.save(phase, cwd / "phase.nii.gz", like=like),
+            "b0_direction": list(b0_direction),
+        }
+
+    def _how(self) -> dict[str, Any]:
+        return {"sign": self.inputs.phase_sign, "alternating": self.inputs.alternating}
+
+    def _load(self, part: str, like: str, device: torch.device) -> Tensor:
+        """One image per echo, or all echoes of one, as (E, X, Y, Z)."""
+        paths = getattr(self.inputs, part)
+        if not isdefined(paths):
+            msg = f"there is no `{part}` image"
+            raise ValueError(msg)
+        echoes = (images.load(path, like=like, device=device) for path in paths)
+        return torch.cat([echo if echo.ndim == 4 else echo[None] for echo in echoes])
+
+    def _magnitude(self, stored: Tensor, like: str, device: torch.device) -> Tensor:
+        if not isdefined(self.inputs.magnitude):
+            self._step["warnings"].append(
+                "there is no magnitude: it was taken as 1, so that noise weighs like signal"
+            )
+            return torch.ones_like(stored)
+        magnitude = self._load("magnitude", like, device)
+        if magnitude.shape != stored.shape:
+            msg = (
+                f"{len(magnitude)} magnitude and {len(stored)} phase echoes were given "
+                f"({like}): give one of each per echo"
+            )
+            raise ValueError(msg)
+        return magnitude

@@ -1,0 +1,28 @@
+"""Exit codes of BIDS Apps (BEP027) and the exception that carries one."""
+
+from enum import IntEnum
+
+
+class Exit(IntEnum):
+    """Exit codes."""
+
+    OK = 0
+    FAILURE = 1
+    """At least one acquisition failed or was refused; the others are done."""
+    INVALID_BIDS = 16
+    UNKNOWN_LEVEL = 17
+    NO_FILES = 18
+    USAGE = 64
+    BAD_DATA = 65
+    """No acquisition passed the input check."""
+    NO_INPUT = 66
+    CANNOT_CREATE = 73
+    INTERRUPTED = 130
+
+
+class Failure(Exception):
+    """What ends the run before it starts: one message for the user and an exit code."""
+
+    def __init__(self, code: Exit, message: str) -> None:
+        super().__init__(message)
+        self.code = code

@@ -1,0 +1,199 @@
+"""Run the graph of the acquisitions that passed the check, and read what became of each."""
+
+import logging
+import os
+import re
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("NO_ET", "1")
+os.environ.setdefault("NIPYPE_NO_ET", "1")
+
+import nipype
+from nipype.interfaces.utility import IdentityInterface
+from nipype.pipeline.engine import Node, Workflow
+from nipype.utils.filemanip import loadpkl
+
+from qsmpipe.checks import Examination
+from qsmpipe.cli.errors import Exit, Failure
+from qsmpipe.cli.plugin import ProcessPerNode
+from qsmpipe.cli.progress import RunProgress
+from qsmpipe.settings import Settings
+from qsmpipe.workflows.base import init_run_wf
+
+Record = dict[str, Any]
+
+
+def execute(
+    examinations: Sequence[Examination],
+    settings: Settings,
+    given: Mapping[str, Mapping[str, Path]],
+    records: Mapping[str, Record],
+    *,
+    log_file: Path,
+    verbose: int = 0,
+) -> None:
+    """Build the graph and run it; complete each acquisition's record."""
+    log_file.parent.mkdir(parents=True, exist_ok=True)
+    log_to(log_file, verbose)
+    nipype.config.update_config({
+        "execution": {
+            "crashdump_dir": str(log_file.parent),
+            "crashfile_format": "txt",
+            "poll_sleep_duration": 0.05,
+            "remove_unnecessary_outputs": False,
+            "stop_on_first_crash": settings.stop_on_first_crash,
+            "check_version": False,
+        }
+    })
+    processors = settings.nprocs or len(os.sched_getaffinity(0))
+    threads = settings.omp_nthreads or max(1, min(processors, 8))
+    workflow = init_run_wf(
+        examinations, settings, given, threads=threads, use_gpu=_use_gpu(settings.device)
+    )
+    nodes = {e.acquisition.name: _nodes(workflow, e) for e in examinations}
+    totals = {f"{e.acquisition.node_name}_wf": len(nodes[e.acquisition.name]) for e in examinations}
+    with RunProgress(totals) as progress:
+        runner = _runner(settings, processors, log_file, progress)
+        try:
+            workflow.run(**runner)
+        except Exception as error:
+            # Nipype raises the first node's error at the end; each one stands in its crash file.
+            logging.getLogger("nipype.workflow").error("%s", error)
+    crashes = _crashes(log_file.parent)
+    for examination in examinations:
+        name = examination.acquisition.name
+        _complete(records[name], nodes[name], crashes, ended=progress.ended)
+
+
+def log_to(log_file: Path, verbose: int) -> None:
+    """Send Nipype's own words to ``log_file`` and nothing of them to the terminal."""
+    handler = logging.FileHandler(log_file)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s: %(message)s"))
+    for name in ("nipype", "nipype.workflow", "nipype.interface", "nipype.utils"):
+        logger = logging.getLogger(name)
+        logger.handlers = [handler] if name == "nipype" else []
+        logger.propagate = name != "nipype"
+        logger.setLevel(logging.DEBUG if verbose else logging.INFO)
+    logging.captureWarnings(True)
+    logging.getLogger("py.warnings").handlers = [handler]
+    logging.getLogger("py.warnings").propagate = False
+
+
+def _use_gpu(device: str) -> bool:
+    if device == "cpu":
+        return False
+    import torch  # noqa: PLC0415
+
+    found = torch.cuda.is_available()
+    if device == "cuda" and not found:
+        raise Failure(
+            Exit.USAGE, "--device cuda: no CUDA device is visible; use --device auto or cpu"
+        )
+    return found
+
+
+def _runner(
+    settings: Settings, processors: int, log_file: Path, progress: RunProgress
+) -> dict[str, Any]:
+    """Keyword arguments of ``Workflow.run``."""
+    arguments: dict[str, Any] = {
+        "n_procs": processors,
+        "raise_insufficient": False,
+        "status_callback": progress,
+        "log_file": str(log_file),
+    }
+    if settings.mem_gb:
+        arguments["memory_gb"] = settings.mem_gb
+    if not settings.use_plugin:
+        return {"plugin": ProcessPerNode(arguments)}
+    import yaml  # noqa: PLC0415
+
+    try:
+        chosen = yaml.safe_load(Path(settings.use_plugin).read_text())
+        plugin, own = chosen["plugin"], chosen.get("plugin_args", {})
+    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+        raise Failure(
+            Exit.USAGE,
+            f"--use-plugin {settings.use_plugin}: {error}; it holds 'plugin: NAME' and "
+            "'plugin_args: {{...}}'",
+        ) from error
+    del arguments["log_file"]
+    return {"plugin": plugin, "plugin_args": arguments | own}
+
+
+def _nodes(workflow: Workflow, examination: Examination) -> list[Node]:
+    part = f".{examination.acquisition.node_name}_wf."
+    return [
+        node
+        for node in workflow._get_all_nodes()
+        if part in f"{node.fullname}." and not isinstance(node.interface, IdentityInterface)
+    ]
+
+
+def _crashes(folder: Path) -> dict[str, tuple[str, str]]:
+    """Node to the last line of its traceback and its crash file."""
+    crashes = {}
+    for path in sorted(folder.glob("crash-*.txt")):
+        text = path.read_text(errors="replace")
+        if name := re.search(r"^Node: (\S+)", text, re.MULTILINE):
+            crashes[name[1]] = _cause(text), str(path)
+    return crashes
+
+
+def _cause(text: str) -> str:
+    """The exception that a traceback ends in, on one line."""
+    raised = re.findall(r"^\s*(?:\w+\.)*(\w*(?:Error|Exception|Interrupt))\b:? ?(.*)$", text, re.M)
+    own = [pair for pair in raised if pair[0] != "NodeExecutionError"]
+    kind, message = (own or raised or [("Error", text.strip().splitlines()[-1])])[-1]
+    return message if kind in ("ValueError", "RuntimeError") and message else f"{kind}: {message}"
+
+
+def _complete(
+    record: Record,
+    nodes: Sequence[Node],
+    crashes: Mapping[str, tuple[str, str]],
+    *,
+    ended: Collection[str],
+) -> None:
+    """Write into ``record`` what the nodes left behind.
+
+    A result on disk counts only if its node ``ended`` in this run: an earlier run's may be stale.
+    """
+    for node in nodes:
+        label = ".".join(
+            part.removesuffix("_wf") for part in node.fullname.split(".")[3:] if part != "qsm_wf"
+        )
+        if node.fullname in crashes:
+            message, crash_file = crashes[node.fullname]
+            record["errors"].append(
+                {"node": label, "message": message, "crash_file": crash_file}
+            )
+        result = Path(node.output_dir()) / f"result_{node.name}.pklz"
+        if node.fullname in crashes or node.fullname not in ended or not result.exists():
+            record["nodes"].append({
+                "name": label,
+                "wall_seconds": None,
+                "peak_memory_mb": None,
+                "status": "failed" if node.fullname in crashes else "not run",
+            })
+            continue
+        loaded = loadpkl(result)
+        runtime, outputs = loaded.runtime, loaded.outputs
+        record["nodes"].append({
+            "name": label,
+            "wall_seconds": getattr(runtime, "wall_seconds", runtime.duration),
+            "peak_memory_mb": getattr(runtime, "peak_memory_mb", None),
+            "status": "done",
+        })
+        if node.name == "derivatives":
+            record |= {"status": "done", **outputs.record}
+    if record["status"] != "done":
+        record["status"] = "failed"
+        if not record["errors"]:
+            record["errors"].append({
+                "node": "run",
+                "message": "the run ended before this acquisition was done; run it again",
+                "crash_file": "",
+            })

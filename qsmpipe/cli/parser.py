@@ -1,0 +1,165 @@
+"""Words of the command line to a :class:`Request`."""
+
+import argparse
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from qsmpipe import __version__
+from qsmpipe.cli.errors import Exit, Failure
+from qsmpipe.methods import METHODS
+from qsmpipe.settings import Settings, combine, parse_assignments, presets
+
+LEVELS = ("participant",)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asks for."""
+
+    settings: Settings
+    command: str
+    dry_run: bool = False
+    reports_only: bool = False
+    boilerplate_only: bool = False
+    verbose: int = 0
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise Failure(Exit.USAGE, f"{message} (qsmpipe --help lists the options)")
+
+
+def parse(words: Sequence[str]) -> Request:
+    """Settings and mode from the command line.
+
+    Raises
+    ------
+    Failure
+        With the exit code for wrong usage, or for an unknown analysis level.
+    """
+    words = [re.sub(r"^--[^=]+", lambda m: m[0].replace("_", "-"), word) for word in words]
+    given = vars(build_parser().parse_args(words))
+    if given["analysis_level"] not in LEVELS:
+        level = given["analysis_level"]
+        raise Failure(
+            Exit.UNKNOWN_LEVEL,
+            f"analysis level {level!r} is unknown: qsmpipe knows {', '.join(LEVELS)}",
+        )
+    modes = {key: given.pop(key) for key in ("dry_run", "reports_only", "boilerplate_only")}
+    verbose = given.pop("verbose")
+    config_file = given.pop("config_file")
+    del given["analysis_level"]
+    try:
+        given["parameters"] = parse_assignments(given.pop("set") or [])
+        given["derivatives"] = _named_paths(given["derivatives"])
+        settings = combine({k: v for k, v in given.items() if v is not None}, config_file)
+    except (ValueError, TypeError) as error:
+        raise Failure(Exit.USAGE, str(error)) from error
+    return Request(settings, "qsmpipe " + " ".join(words), verbose=verbose, **modes)
+
+
+def _named_paths(words: list[str] | None) -> dict[str, str] | None:
+    if words is None:
+        return None
+    return {
+        (word.partition("=")[0] if "=" in word else f"derivatives{i or ''}"): word.rpartition("=")[
+            2
+        ]
+        for i, word in enumerate(words)
+    }
+
+
+def _label(prefix: str) -> Any:
+    return lambda word: word.removeprefix(prefix)
+
+
+def _memory(word: str) -> float:
+    match = re.fullmatch(r"([\d.]+)\s*([KMGT]?)B?", word.strip().upper())
+    if not match:
+        msg = f"{word!r} is no amount of memory: write 16 (GB), 16G or 16000M"
+        raise argparse.ArgumentTypeError(msg)
+    return float(match[1]) * {"": 1, "K": 1e-6, "M": 1e-3, "G": 1, "T": 1e3}[match[2]]
+
+
+def _methods(stage: str) -> str:
+    return "; ".join(f"{name}: {row.summary}" for name, row in METHODS[stage].items())
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser; importing neither torch nor Nipype."""
+    parser = _Parser(
+        prog="qsmpipe",
+        description="Quantitative susceptibility mapping of a BIDS dataset.",
+        epilog="Options may be written with hyphens or underscores. Also: "
+        "'qsmpipe simulate --help' makes example datasets.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("bids_dir", help="the BIDS dataset; it is never written to")
+    add("output_dir", help="where the derivative dataset is written")
+    add("analysis_level", help="participant")
+    add("--version", action="version", version=f"qsmpipe {__version__}")
+    add("-v", "--verbose", action="count", default=0, help="more in the log file")
+
+    group = parser.add_argument_group("what to process")
+    add = group.add_argument
+    add("--participant-label", nargs="+", metavar="LABEL", type=_label("sub-"))
+    add("--session-label", nargs="+", metavar="LABEL", type=_label("ses-"))
+    add("--run-label", nargs="+", metavar="INDEX", type=_label("run-"))
+    add("--acquisition-label", nargs="+", metavar="LABEL", type=_label("acq-"))
+    add("--bids-filter-file", metavar="JSON", help='{"qsm": {entity: value, null or "*"}}')
+    add("--bids-database-dir", metavar="DIR", help="keep the dataset's index here")
+    add("--skip-bids-validation", action="store_true", default=None)
+    add(
+        "-d",
+        "--derivatives",
+        nargs="+",
+        metavar="NAME=DIR",
+        help="datasets with masks to use (--mask given, --reference region:LABEL)",
+    )
+
+    group = parser.add_argument_group("methods")
+    add = group.add_argument
+    described = " ".join(f"{name}: {row['description']}" for name, row in presets().items())
+    add("--preset", choices=presets(), help=described.replace("%", "%%"))
+    for stage, extra in (("offset", ["none"]), ("unwrap", []), ("field", []),
+                         ("relaxation", ["none"]), ("background", []),
+                         ("inversion", [])):  # fmt: skip
+        add(f"--{stage}", choices=[*METHODS[stage], *extra], help=_methods(stage))
+    add(
+        "--mask",
+        metavar="EXPRESSION",
+        help=f"a method, several joined by & (both) or | (either), as in 'bet & quality', or "
+        f"'given' (from --derivatives). {_methods('mask')}",
+    )
+    add("--mask-erosion", type=float, metavar="MM", help="erode the brain mask by this (mm)")
+    add("--reference", metavar="WHAT", help="brain, none, or region:LABEL (from --derivatives)")
+    add(
+        "--set",
+        action="extend",
+        nargs="+",
+        metavar="STAGE.NAME=VALUE",
+        help="a method's parameter, as in inversion.lambda=1e-4; --dry-run lists them all",
+    )
+    add("--b0", type=float, metavar="TESLA", help="field strength, instead of the sidecar's")
+    add("--phase-sign", type=int, choices=(1, -1), help="instead of the manufacturer's")
+    add("--intermediates", action="store_true", default=None,
+        help="also write offset-free and unwrapped phase, noise and quality")  # fmt: skip
+
+    group = parser.add_argument_group("running")
+    add = group.add_argument
+    add("-w", "--work-dir", metavar="DIR", help="kept between runs to resume (default: ./work)")
+    add("--device", choices=("auto", "cpu", "cuda"))
+    add("--nprocs", "--nthreads", "--n-cpus", type=int, metavar="N", dest="nprocs",
+        help="processors in all (default: all)")  # fmt: skip
+    add("--omp-nthreads", type=int, metavar="N", help="threads of one node")
+    add("--mem-gb", "--mem", type=_memory, metavar="GB", dest="mem_gb", help="memory in all")
+    add("--use-plugin", metavar="YAML", help="a Nipype plugin and its plugin_args")
+    add("--config-file", metavar="TOML", help="settings, as written to logs/config.toml")
+    add("--stop-on-first-crash", action="store_true", default=None)
+    add("--dry-run", action="store_true", help="check the input, say what would be done")
+    add("--reports-only", action="store_true", help="write the reports of earlier results anew")
+    add("--boilerplate-only", action="store_true", help="write the methods text only")
+    return parser

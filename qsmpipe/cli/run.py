@@ -1,0 +1,324 @@
+"""One run: find, examine, say or do, report."""
+
+import json
+import os
+import platform
+import sys
+import time
+import uuid
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from qsmpipe import __version__, bids, checks
+from qsmpipe.bids import Acquisition
+from qsmpipe.checks import Examination
+from qsmpipe.cli.errors import Exit, Failure
+from qsmpipe.cli.parser import Request
+from qsmpipe.settings import Settings
+
+Record = dict[str, Any]
+
+
+def run(request: Request) -> Exit:
+    """Do what the user asks for.
+
+    Raises
+    ------
+    Failure
+        If the run cannot start.
+    """
+    settings = _absolute(request.settings)
+    _check_folders(settings)
+    try:
+        settings.check()
+    except ValueError as error:
+        raise Failure(Exit.USAGE, str(error)) from error
+    output = Path(settings.output_dir)
+    if request.reports_only:
+        return _write_reports(output)
+
+    _validate(settings)
+    acquisitions = _find(settings)
+    examinations = _examine(acquisitions, settings)
+    given = {
+        e.acquisition.name: files
+        for e in examinations
+        if (files := _given(e, settings)) is not None
+    }
+    if request.dry_run:
+        _say(examinations, settings)
+        return Exit.OK if any(not e.errors for e in examinations) else Exit.BAD_DATA
+
+    started = time.strftime("%Y%m%d-%H%M%S")
+    identity = f"{started}_{uuid.uuid4()}"
+    _prepare_output(output, settings)
+    records = {e.acquisition.name: _record(e) for e in examinations}
+    run_record: Record = {
+        "command": request.command,
+        "uuid": identity,
+        "versions": versions(),
+        "settings": json.loads(json.dumps(_plain(settings))),
+        "started": started,
+    }
+    ready = [e for e in examinations if not e.errors]
+    if request.boilerplate_only:
+        for record in records.values():
+            record["steps"] = [
+                step | {"warnings": []} for step in _plain_steps(settings.resolved())
+            ]
+        from qsmpipe.reports.boilerplate import write_boilerplate  # noqa: PLC0415
+
+        write_boilerplate(output, list(records.values()), run_record)
+        print(f"methods text in {output / 'logs' / 'CITATION.md'}")
+        return Exit.OK
+
+    for examination in examinations:
+        for finding in examination.errors:
+            _line(f"{examination.acquisition.name}: refused: {finding.message}")
+    for examination in ready:
+        for finding in examination.warnings:
+            _line(f"{examination.acquisition.name}: warning: {finding.message}")
+    if ready:
+        from qsmpipe.cli.execute import execute  # noqa: PLC0415  (imports Nipype)
+
+        log_file = output / "logs" / identity / "qsmpipe.log"
+        execute(
+            ready, settings, given, records, log_file=log_file, verbose=request.verbose
+        )
+    run_record["finished"] = time.strftime("%Y%m%d-%H%M%S")
+    _write_records(output, records, run_record)
+    _write_reports(output, subjects={e.acquisition.subject for e in examinations})
+
+    for record in records.values():
+        for error in record["errors"]:
+            crash = f" (crash file {error['crash_file']})" if error["crash_file"] else ""
+            _line(f"{record['name']}: failed in {error['node']}: {error['message']}{crash}")
+    done = sum(record["status"] == "done" for record in records.values())
+    _line(f"{done} of {len(records)} acquisitions done; reports: {output / 'index.html'}")
+    if ready and done < len(records):
+        _line(f"log: {log_file}")
+    if not ready:
+        return Exit.BAD_DATA
+    return Exit.OK if done == len(records) else Exit.FAILURE
+
+
+def versions() -> dict[str, str]:
+    """What computed the maps."""
+    found = {"qsmpipe": __version__, "python": platform.python_version()}
+    for package in ("nipype", "nibabel", "numpy", "scipy", "torch", "numba", "pybids"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    if container := os.environ.get("QSMPIPE_CONTAINER"):
+        found["container"] = container
+    return found
+
+
+def _line(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _plain(settings: Settings) -> dict[str, Any]:
+    import tomllib  # noqa: PLC0415
+
+    return tomllib.loads(settings.as_toml())
+
+
+def _plain_steps(steps: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return json.loads(json.dumps(steps, default=list))
+
+
+def _absolute(settings: Settings) -> Settings:
+    from dataclasses import replace  # noqa: PLC0415
+
+    paths = ("bids_dir", "output_dir", "work_dir")
+    return replace(
+        settings,
+        **{name: str(Path(getattr(settings, name)).resolve()) for name in paths},
+        derivatives={k: str(Path(v).resolve()) for k, v in settings.derivatives.items()},
+    )
+
+
+def _check_folders(settings: Settings) -> None:
+    source, output = Path(settings.bids_dir), Path(settings.output_dir)
+    work = Path(settings.work_dir)
+    if not source.is_dir():
+        raise Failure(
+            Exit.NO_INPUT,
+            f"{source}: no such folder; in a container, is the dataset mounted (-v, -B) there?",
+        )
+    if output == source:
+        raise Failure(
+            Exit.USAGE,
+            f"the output folder is the dataset itself: choose another, for example "
+            f"{source / 'derivatives' / 'qsmpipe'}",
+        )
+    if work == source or (work.is_relative_to(source) and not work.is_relative_to(output)):
+        raise Failure(
+            Exit.USAGE,
+            f"the work folder {work} lies inside the dataset, which is never written to: choose "
+            "another with --work-dir",
+        )
+    for name, path in settings.derivatives.items():
+        if not Path(path).is_dir():
+            raise Failure(Exit.NO_INPUT, f"--derivatives {name}={path}: no such folder")
+
+
+def _prepare_output(output: Path, settings: Settings) -> None:
+    try:
+        (output / "logs" / "acquisitions").mkdir(parents=True, exist_ok=True)
+        bids.write_description(output, Path(settings.bids_dir))
+        (output / "logs" / "config.toml").write_text(settings.as_toml())
+        Path(settings.work_dir).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Failure(
+            Exit.CANNOT_CREATE,
+            f"cannot write to {error.filename}: {error.strerror}; choose another output or "
+            "--work-dir",
+        ) from error
+
+
+def _validate(settings: Settings) -> None:
+    if settings.skip_bids_validation:
+        return
+    errors = bids.validate(Path(settings.bids_dir))
+    if errors is None:
+        _line("bids-validator-deno is not installed: the dataset's BIDS names are not validated")
+    elif errors:
+        shown = "\n  ".join(errors[:10])
+        more = f"\n  and {len(errors) - 10} more" if len(errors) > 10 else ""
+        raise Failure(
+            Exit.INVALID_BIDS,
+            f"{settings.bids_dir} is not valid BIDS:\n  {shown}{more}\nmend it, or try with "
+            "--skip-bids-validation",
+        )
+
+
+def _find(settings: Settings) -> list[Acquisition]:
+    filters = None
+    if settings.bids_filter_file:
+        try:
+            filters = json.loads(Path(settings.bids_filter_file).read_text())
+        except (OSError, ValueError) as error:
+            raise Failure(
+                Exit.USAGE, f"--bids-filter-file {settings.bids_filter_file}: {error}"
+            ) from error
+    try:
+        found = bids.find(
+            Path(settings.bids_dir),
+            participants=settings.participant_label,
+            sessions=settings.session_label,
+            runs=settings.run_label,
+            acquisitions=settings.acquisition_label,
+            filters=filters,
+            database=settings.bids_database_dir or None,
+        )
+    except ValueError as error:
+        raise Failure(Exit.NO_FILES, str(error)) from error
+    if not found:
+        raise Failure(
+            Exit.NO_FILES,
+            f"{settings.bids_dir}: no gradient-echo acquisition (MEGRE, T2starw, or anat files "
+            "with part-phase or part-real/imag) matches the selection",
+        )
+    return found
+
+
+def _examine(acquisitions: list[Acquisition], settings: Settings) -> list[Examination]:
+    return [
+        checks.examine(
+            acquisition,
+            field_strength=settings.b0 or None,
+            phase_sign=settings.phase_sign or None,
+        )
+        for acquisition in acquisitions
+    ]
+
+
+def _given(examination: Examination, settings: Settings) -> dict[str, Path] | None:
+    """Masks of the user that the settings ask for; a missing one ends the run."""
+    wanted = {}
+    if settings.mask == "given":
+        wanted["mask"] = None
+    reference, _, label = settings.reference.partition(":")
+    if reference == "region":
+        wanted["region"] = label
+    files = {}
+    for name, region in wanted.items():
+        folders = [Path(path) for path in settings.derivatives.values()]
+        found = bids.find_mask(folders, examination.acquisition, label=region)
+        if found is None:
+            what = f"mask with label or desc {region!r}" if region else "brain mask"
+            raise Failure(
+                Exit.NO_INPUT,
+                f"{examination.acquisition.name}: no {what} in --derivatives "
+                f"({', '.join(map(str, folders)) or 'none given'})",
+            )
+        files[name] = found
+    return files or None
+
+
+def _record(examination: Examination) -> Record:
+    acquisition = examination.acquisition
+    return {
+        "name": acquisition.name,
+        "subject": acquisition.subject,
+        "status": "refused" if examination.errors else "planned",
+        "acquisition": examination.summary(),
+        "findings": [
+            {"level": f.level, "check": f.check, "message": f.message}
+            for f in examination.findings
+        ],
+        "steps": [],
+        "numbers": [],
+        "figures": [],
+        "nodes": [],
+        "errors": [],
+    }
+
+
+def _say(examinations: list[Examination], settings: Settings) -> None:
+    for examination in examinations:
+        print(examination.acquisition.name)
+        for label, value in examination.summary().items():
+            print(f"  {label}: {value}")
+        for finding in examination.findings:
+            print(f"  {finding.level}: {finding.message}")
+        print("  -> refused" if examination.errors else "  -> would be processed")
+    print(f"preset {settings.preset}")
+    for step in settings.resolved():
+        print(f"  {step['stage']}: {step['method']}")
+        for key, value in step["parameters"].items():
+            print(f"    {step['stage']}.{key.removesuffix('_')} = {value}")
+    print(f"  mask expression: {settings.mask}, erosion {settings.mask_erosion:g} mm")
+    print(f"  reference: {settings.reference}")
+
+
+def _write_records(output: Path, records: Mapping[str, Record], run_record: Record) -> None:
+    for name, record in records.items():
+        path = output / "logs" / "acquisitions" / f"{name}.json"
+        path.write_text(json.dumps(record, indent=2) + "\n")
+    (output / "logs" / "run.json").write_text(json.dumps(run_record, indent=2) + "\n")
+
+
+def _write_reports(output: Path, subjects: set[str] | None = None) -> Exit:
+    from qsmpipe.reports.boilerplate import write_boilerplate  # noqa: PLC0415
+    from qsmpipe.reports.page import build_index, build_subject  # noqa: PLC0415
+
+    folder = output / "logs" / "acquisitions"
+    records = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    if not records:
+        raise Failure(Exit.NO_FILES, f"{output}: no results of an earlier run to report on")
+    run_record = json.loads((output / "logs" / "run.json").read_text())
+    write_boilerplate(output, records, run_record)
+    for subject in sorted({record["subject"] for record in records}):
+        if subjects is None or subject in subjects:
+            build_subject(output, subject)
+    index = build_index(output)
+    if subjects is None:
+        print(f"reports: {index}")
+    return Exit.OK
+

@@ -1,0 +1,81 @@
+"""What every method of the stage shares: its result, its checks, the box it works in."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from qsmpipe.numerics.fourier import Zooms
+from qsmpipe.numerics.solvers import Convergence
+
+
+class LocalField(NamedTuple):
+    """A field without its background."""
+
+    field: Tensor
+    """Field (..., X, Y, Z) of the sources inside ``mask``, in the unit that went in; 0 outside."""
+    mask: Tensor
+    """Where ``field`` is trusted, (X, Y, Z) bool; never larger than the mask that went in."""
+    convergence: Convergence | None
+    """How the iteration ended; None for a direct method."""
+
+
+def known_field(field: Tensor, mask: Tensor) -> Tensor:
+    """``field`` (..., X, Y, Z) with 0 outside ``mask``, whatever stood there.
+
+    Raises
+    ------
+    ValueError
+        If the grids differ, the mask is not bool or empty, or the field is not finite inside.
+    """
+    if field.shape[-3:] != mask.shape:
+        msg = (
+            f"field {tuple(field.shape)} and mask {tuple(mask.shape)} are on different grids: "
+            "resample the mask to the field's grid"
+        )
+        raise ValueError(msg)
+    if mask.dtype is not torch.bool:
+        msg = f"mask is {mask.dtype}, not torch.bool: threshold it first"
+        raise ValueError(msg)
+    if not mask.any():
+        msg = f"mask {tuple(mask.shape)} is empty: no voxel of the field is inside"
+        raise ValueError(msg)
+    known = torch.where(mask, field, 0)
+    if not known.isfinite().all():
+        lost = int((~known.isfinite()).flatten(0, -4).any(0).sum() if known.ndim > 3
+                   else (~known.isfinite()).sum())  # fmt: skip
+        msg = (
+            f"field is not finite in {lost} of the mask's {int(mask.sum())} voxels: "
+            "take them out of the mask"
+        )
+        raise ValueError(msg)
+    return known
+
+
+def bounding_box(mask: Tensor) -> tuple[slice, slice, slice]:
+    """Smallest box around the true voxels of (X, Y, Z).
+
+    >>> mask = torch.zeros(4, 5, 6, dtype=torch.bool)
+    >>> mask[1:3, 2, 4:] = True
+    >>> bounding_box(mask)
+    (slice(1, 3, None), slice(2, 3, None), slice(4, 6, None))
+    """
+    ranges = [mask.any(dim=others).nonzero() for others in ((1, 2), (0, 2), (0, 1))]
+    x, y, z = (slice(int(where[0]), int(where[-1]) + 1) for where in ranges)
+    return x, y, z
+
+
+def in_place(part: Tensor, box: tuple[slice, slice, slice], like: Tensor) -> Tensor:
+    """``part`` at its ``box`` in zeros of the grid of ``like``."""
+    whole = part.new_zeros((*part.shape[:-3], *like.shape[-3:]))
+    whole[(..., *box)] = part
+    return whole
+
+
+def least_radius(zooms: Zooms) -> float:
+    """Radius (mm) of the smallest ball that reaches a neighbour along every axis.
+
+    A smaller one is a disc, a rod or a single voxel, over which a harmonic field has no mean
+    value property.
+    """
+    return max(zooms)

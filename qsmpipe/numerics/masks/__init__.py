@@ -1,0 +1,24 @@
+"""Masks: where there is signal, where the phase is coherent, where the brain is."""
+
+from qsmpipe.numerics.masks.bet import bet
+from qsmpipe.numerics.masks.morphology import (
+    combine,
+    dilate,
+    erode,
+    fill_holes,
+    largest_component,
+)
+from qsmpipe.numerics.masks.quality import quality
+from qsmpipe.numerics.masks.threshold import bias_field, threshold
+
+__all__ = [
+    "bet",
+    "bias_field",
+    "combine",
+    "dilate",
+    "erode",
+    "fill_holes",
+    "largest_component",
+    "quality",
+    "threshold",
+]

@@ -1,0 +1,244 @@
+"""Phase as it comes from the scanner: to radians, slice by slice in order, without its offset."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import avg_pool3d
+
+from qsmpipe.numerics.fourier import Zooms, convolve, padded_shape
+from qsmpipe.numerics.kernels import gaussian
+from qsmpipe.numerics.solvers import Convergence
+from qsmpipe.numerics.units import check_echo_times, check_grid
+
+DEFAULT_SIGMA = 7.0
+"""Width of the Gaussian that smooths the phase offset (mm)."""
+
+
+class Offset(NamedTuple):
+    """What the removal of the phase offset gives."""
+
+    phase: Tensor
+    """Phase without the offset (rad, in (-pi, pi]), (E, X, Y, Z)."""
+    offset: Tensor
+    """Phase at echo time 0 (rad, in (-pi, pi]), (X, Y, Z)."""
+    convergence: Convergence | None = None
+    """None: the method is direct."""
+
+
+def wrap(phase: Tensor) -> Tensor:
+    """``phase`` (rad) plus the multiple of 2 pi that brings it into (-pi, pi].
+
+    Values that lie there already keep every bit.
+    """
+    turns = torch.ceil(phase / (2 * math.pi) - 0.5)
+    wrapped = torch.sub(phase, turns, alpha=2 * math.pi)
+    return wrapped.masked_fill_(wrapped <= -math.pi, math.pi)
+
+
+def combine_echoes(magnitude: Tensor) -> Tensor:
+    """Root of the sum of squares over the echoes of (E, X, Y, Z)."""
+    return magnitude.square().sum(0).sqrt_()
+
+
+def to_radians(
+    values: Tensor,
+    *,
+    slope: float,
+    intercept: float = 0.0,
+    sign: int = 1,
+    alternating: bool = False,
+) -> Tensor:
+    """Phase in radians from the values that a scanner stores.
+
+    Parameters
+    ----------
+    values : (..., X, Y, Z) real tensor
+        Phase in the scanner's unit.
+    slope, intercept : float
+        Phase is ``slope * values + intercept`` (rad).
+    sign : int
+        -1 where the scanner counts precession the other way round, so that a paramagnetic field
+        would lower the phase (GE); else +1.
+    alternating : bool
+        Whether every second slice (last axis) is shifted by pi, as in 3D data of GE
+        (:func:`alternates` tells).
+
+    Returns
+    -------
+    (..., X, Y, Z) tensor
+        Phase (rad) in (-pi, pi], growing with echo time where the field is above B0.
+    """
+    phase = values * (sign * slope) + sign * intercept
+    return wrap(_mend_slices(phase) if alternating else phase)
+
+
+def complex_to_polar(
+    real: Tensor, imag: Tensor, *, sign: int = 1, alternating: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Magnitude and phase (rad, in (-pi, pi]) of real and imaginary parts (..., X, Y, Z).
+
+    ``sign`` and ``alternating`` are those of :func:`to_radians`.
+    """
+    check_grid(real, imag, ("real", "imag"))
+    phase = torch.atan2(imag, real).mul_(sign)
+    return torch.hypot(real, imag), wrap(_mend_slices(phase) if alternating else phase)
+
+
+def _mend_slices(phase: Tensor) -> Tensor:
+    odd = torch.arange(phase.shape[-1], device=phase.device) % 2
+    return phase + math.pi * odd.to(phase.dtype)
+
+
+def alternates(phase: Tensor, *, magnitude: Tensor | None = None) -> bool:
+    """Whether phase jumps by pi from each slice to the next, as in some 3D data of GE.
+
+    The unit phasors of neighbouring slices point the same way in most voxels, whatever smooth
+    field there is, and the opposite way if slices alternate; where there is only noise they do
+    neither. All pairs of slices must tell the same, so that one discontinuity is no alternation.
+    Of several echoes the first is asked: there the field has turned the phase least.
+
+    Parameters
+    ----------
+    phase : ([E,] X, Y, Z) real tensor
+        Phase (rad), wrapped or not; slices along the last axis.
+    magnitude : ([E,] X, Y, Z) real tensor, optional
+        Weighs the voxels. Without it, voxels that have the commonest value (padding) are left
+        out.
+
+    Returns
+    -------
+    bool
+        False for fewer than 4 slices.
+    """
+    phase = phase[0] if phase.ndim == 4 else phase
+    if phase.shape[-1] < 4:
+        return False
+    below, above = phase[..., :-1], phase[..., 1:]
+    if magnitude is None:
+        padding = _sample(phase).mode().values
+        weight = ((below != padding) & (above != padding)).to(phase)
+    else:
+        check_grid(phase, magnitude, ("phase", "magnitude"))
+        magnitude = magnitude[0] if magnitude.ndim == 4 else magnitude
+        weight = magnitude[..., :-1] * magnitude[..., 1:]
+    agreement = (weight * torch.cos(above - below)).sum((0, 1), dtype=torch.float64)
+    opposed = -agreement.clamp(max=0).sum().item()
+    aligned = agreement.clamp(min=0).sum().item()
+    noise = 5 * (weight.double().square().sum().item() / 2) ** 0.5
+    total = weight.sum(dtype=torch.float64).item()
+    return opposed - aligned > max(0.02 * total, noise) and aligned < 0.25 * opposed
+
+
+def mcpc3ds(
+    phase: Tensor,
+    magnitude: Tensor,
+    zooms: Zooms,
+    *,
+    echo_times: Sequence[float],
+    sigma: float = DEFAULT_SIGMA,
+) -> Offset:
+    r"""Remove the phase that all echoes share (MCPC-3D-S [1]_).
+
+    Phase is :math:`\varphi_0 + \omega t`. Between the first two echoes only the second term
+    grows; their Hermitian inner product, unwrapped over space, gives :math:`\omega` and so
+    :math:`\varphi_0 = \varphi_1 - t_1 \omega`. Being a property of the coils, :math:`\varphi_0`
+    is smooth: it is smoothed as a complex number, weighted by the inverse of its variance. What
+    the Gaussian took away by its width, at the head's edge above all, is smoothed again and added
+    (twicing [2]_).
+
+    Parameters
+    ----------
+    phase : (E, X, Y, Z) real tensor
+        Phase (rad), wrapped or not, of 2 or more echoes of one readout polarity.
+    magnitude : (E, X, Y, Z) real tensor
+        Magnitude, in any unit.
+    zooms : tuple of float
+        Voxel size (mm).
+    echo_times : sequence of float
+        Echo times (s).
+    sigma : float
+        Standard deviation of the Gaussian (mm).
+
+    Returns
+    -------
+    Offset
+        ``offset`` is 0 more than about 4 ``sigma`` away from all signal.
+
+    Raises
+    ------
+    ValueError
+        For a single echo: it has no offset that could be told from its field.
+
+    References
+    ----------
+    .. [1] Eckstein et al. Magn Reson Med 79 (2018) 2996, doi:10.1002/mrm.26963
+    .. [2] Tukey, Exploratory Data Analysis, Addison-Wesley (1977), 526
+    """
+    if len(echo_times) < 2:
+        msg = (
+            "MCPC-3D-S needs 2 echoes to tell the phase offset from the field, and there is "
+            f"{len(echo_times)}: choose no offset removal"
+        )
+        raise ValueError(msg)
+    first, second, *_ = check_echo_times(phase, echo_times)
+    check_grid(phase, magnitude, ("phase", "magnitude"))
+    if not sigma > 0:
+        msg = f"sigma {sigma!r} is not above 0: give the width of the smoothing in mm"
+        raise ValueError(msg)
+
+    ratio = first / (second - first)
+    weight = (magnitude[0] * magnitude[1]).sqrt_()
+    mask = _signal(weight)
+    evolution = _unwrap(wrap(phase[1] - phase[0]), weight, mask, zooms)
+    rough = phase[0] - ratio * evolution
+    variance = (1 + ratio) ** 2 / magnitude[0].square() + ratio**2 / magnitude[1].square()
+    precision = torch.where(mask & variance.isfinite(), 1 / variance, 0.0)
+    offset = _smooth(rough, precision, zooms, sigma)
+    offset = wrap(offset + _smooth(rough - offset, precision, zooms, sigma))
+    return Offset(wrap(phase - offset), offset)
+
+
+def _unwrap(phase: Tensor, magnitude: Tensor, mask: Tensor, zooms: Zooms) -> Tensor:
+    """Unwrap (X, Y, Z) over space, with as few whole turns as can be in the typical voxel."""
+    from qsmpipe.numerics.unwrap.romeo import romeo  # loads numba
+
+    unwrapped = romeo(phase[None], mask, zooms, magnitude=magnitude[None])[0]
+    turns = torch.round(unwrapped[mask] / (2 * math.pi))
+    return unwrapped - 2 * math.pi * turns.median() if turns.numel() else unwrapped
+
+
+def _smooth(phase: Tensor, weight: Tensor, zooms: Zooms, sigma: float) -> Tensor:
+    """Phase of the Gaussian mean of ``weight * exp(i phase)``; 0 where no weight comes near."""
+    shape = padded_shape(phase.shape, zooms, margin=4 * sigma)
+    transfer = gaussian(shape, zooms, sigma, like=phase)
+    parts = torch.stack([weight * torch.cos(phase), weight * torch.sin(phase), weight])
+    real, imag, near = convolve(parts / weight.max().clamp(min=1e-30), transfer, shape)
+    return torch.where(near > 1e-4 * near.max(), wrap(torch.atan2(imag, real)), 0.0)
+
+
+def _signal(magnitude: Tensor) -> Tensor:
+    """Where (X, Y, Z) is above its noise, without specks and small holes.
+
+    The threshold is 5 times the mean of the darkest 15 %, but no less than a fifth of the bright
+    fifth's mean; the darkest 5 %, then none, stand in where the darkest are not dark.
+    """
+    sample = _sample(magnitude).sort().values
+    n = sample.numel()
+    high = sample[int(0.8 * n) : max(int(0.99 * n), int(0.8 * n) + 1)].mean()
+    noise = sample[: max(1, int(0.15 * n))].mean()
+    if noise > high / 10:
+        noise = sample[: max(1, int(0.05 * n))].mean()
+    if noise > high / 10:
+        noise = torch.zeros_like(high)
+    bright = (magnitude > torch.maximum(5 * noise, high / 5)).to(magnitude)
+    density = avg_pool3d(bright[None, None], 5, stride=1, padding=2, count_include_pad=False)
+    return density[0, 0] > 0.4
+
+
+def _sample(image: Tensor) -> Tensor:
+    """Up to 200,000 voxels, evenly taken."""
+    values = image.reshape(-1)
+    return values[:: max(1, values.numel() // 100_000)]

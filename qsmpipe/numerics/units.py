@@ -1,0 +1,75 @@
+"""Between ppm of B0, Hz and radians; and what an echo time may be."""
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+
+from torch import Tensor
+
+GAMMA = 42.577478518
+"""Gyromagnetic ratio of the proton over 2 pi (MHz/T, CODATA 2018)."""
+
+
+def hz_per_ppm(field_strength: float) -> float:
+    """Precession (Hz) in 1 ppm of a B0 of ``field_strength`` T.
+
+    >>> round(hz_per_ppm(3.0), 3)
+    127.732
+    """
+    if not field_strength > 0:
+        msg = f"field_strength {field_strength!r} is not above 0: give B0 in T"
+        raise ValueError(msg)
+    return GAMMA * field_strength
+
+
+def radians_per_ppm(field_strength: float, echo_time: float) -> float:
+    """Phase (rad) that 1 ppm of a B0 of ``field_strength`` T collects in ``echo_time`` s.
+
+    >>> round(radians_per_ppm(3.0, 0.020), 2)
+    16.05
+    """
+    return 2 * math.pi * hz_per_ppm(field_strength) * echo_time
+
+
+def check_echo_times(
+    images: Tensor, echo_times: Sequence[float], *, at_least: int = 1
+) -> list[float]:
+    """Echo times (s) as a list, if they fit the echoes of ``images`` (E, X, Y, Z).
+
+    Raises
+    ------
+    ValueError
+        If they are not one for each echo, not ascending, not in seconds, or too few.
+    """
+    times = [float(time) for time in echo_times]
+    if images.ndim != 4 or images.shape[0] != len(times):
+        msg = (
+            f"images of shape {tuple(images.shape)} and {len(times)} echo times do not match: "
+            "give (E, X, Y, Z) with one echo time for each of the E echoes"
+        )
+        raise ValueError(msg)
+    if len(times) < at_least:
+        msg = f"{len(times)} echo(es) given where {at_least} are needed"
+        raise ValueError(msg)
+    ascending = all(a < b for a, b in pairwise([0.0, *times]))
+    if not ascending or times[-1] >= 1:
+        msg = f"echo times {times} are not seconds above 0 in ascending order (are they in ms?)"
+        raise ValueError(msg)
+    return times
+
+
+def check_grid(images: Tensor, others: Tensor, names: tuple[str, str]) -> None:
+    """Insist that two images share their space axes (and echoes, if both have them).
+
+    Raises
+    ------
+    ValueError
+        Naming both shapes.
+    """
+    n = min(images.ndim, others.ndim)
+    if images.shape[-n:] != others.shape[-n:]:
+        msg = (
+            f"{names[0]} {tuple(images.shape)} and {names[1]} {tuple(others.shape)} are on "
+            "different grids"
+        )
+        raise ValueError(msg)

@@ -1,0 +1,515 @@
+"""The methods section of a run, with its references and the rows of the consensus' tables.
+
+Citations are pandoc's: ``[@key]``, with keys of ``data/references.bib``.
+"""
+
+import json
+import re
+import string
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from qsmpipe.methods import METHODS
+from qsmpipe.reports.records import CHI_MEAN, REFERENCE, Record, read_records, read_run
+
+CONSENSUS = "qsmconsensus2024"
+ALWAYS = (
+    "gorgolewski2017", "gorgolewski2016", "gorgolewski2011", "nibabel", "yarkoni2019",
+    "paszke2019", "harris2020", "virtanen2020", CONSENSUS,
+)  # fmt: skip
+"""What every run stands on: apps and format, Nipype, nibabel, pybids, PyTorch, NumPy, SciPy."""
+
+UNSTATED = "not stated"
+
+STAGES = {
+    "offset": "phase offset",
+    "phase": "phase",
+    "mask": "mask",
+    "unwrap": "unwrapping",
+    "field": "total field",
+    "relaxation": "relaxation",
+    "background": "background removal",
+    "inversion": "dipole inversion",
+    "reference": "referencing",
+}
+"""Stage to its name in a sentence."""
+
+
+class Item(NamedTuple):
+    """A row of the reporting tables (3 to 5) of the consensus."""
+
+    table: str
+    name: str
+    level: str
+    """"mandatory", "essential" or "recommended"."""
+    labels: tuple[str, ...] = ()
+    """Labels of the acquisition's record that answer it; the first known ones are given."""
+
+
+CHECKLIST = (
+    Item("Hardware", "Field strength", "essential", ("Field strength (T)",)),
+    Item("Hardware", "Vendor", "essential", ("Manufacturer",)),
+    Item("Hardware", "Model", "recommended", ("Model",)),
+    Item("Hardware", "Software", "recommended", ("Scanner software",)),
+    Item("Hardware", "Coils", "recommended", ("Receive coil", "Coil combination")),
+    Item("Hardware", "Gradients", "recommended", ("Gradients",)),
+    Item("Sequence", "Type", "essential", ("Pulse sequence", "Sequence", "Acquisition")),
+    Item("Sequence", "Echo times TE1:ΔTE:TEmax", "essential",
+         ("TE1:ΔTE:TEmax (ms)", "Echo times (ms)")),
+    Item("Sequence", "Voxel size", "essential", ("Voxel size (mm)",)),
+    Item("Sequence", "Acceleration", "essential",
+         ("Parallel imaging", "In-plane acceleration")),
+    Item("Sequence", "Repetition time", "recommended",
+         ("Repetition time (s)", "Repetition time of excitation (s)")),
+    Item("Sequence", "Flip angle", "recommended", ("Flip angle (degrees)",)),
+    Item("Sequence", "Bandwidth", "recommended", ("Bandwidth (Hz per pixel)",)),
+    Item("Sequence", "Field of view and matrix", "recommended", ("Matrix",)),
+    Item("Sequence", "Monopolar or bipolar readout", "recommended", ("Readout polarity",)),
+    Item("Sequence", "Flow compensation", "recommended", ("Flow compensation",)),
+    Item("Sequence", "Elliptical shutter", "recommended", ("Elliptical shutter",)),
+    Item("Sequence", "Partial Fourier", "recommended", ("Partial Fourier",)),
+    Item("Sequence", "Centre frequency", "recommended", ("Imaging frequency (MHz)",)),
+)  # fmt: skip
+"""Rows of Tables 3 and 4 that an acquisition's record can answer."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """An entry of ``references.bib``."""
+
+    key: str
+    kind: str
+    fields: Mapping[str, str]
+    source: str
+    """The entry as it stands in the file."""
+
+    @property
+    def text(self) -> str:
+        """Authors, year, title and place, as a reader wants them."""
+        authors = [name for name in re.split(r"\s+and\s+", self.fields.get("author", "")) if name]
+        names = [
+            name.strip() if name.startswith("{") or "," not in name else _initials(name)
+            for name in authors
+        ]
+        shown = ", ".join(n for n in names if n != "others") + (
+            " et al." if "others" in names else "."
+        )
+        place = self.fields.get("journal") or self.fields.get("booktitle")
+        parts = [
+            _plain(shown),
+            f"{_plain(self.fields.get('title', ''))}.",
+            _plain(place or self.fields.get("howpublished", "")),
+            self.fields.get("year", ""),
+        ]
+        where = self.fields.get("volume", "")
+        if pages := self.fields.get("pages"):
+            where += f":{pages.replace('--', '-')}"
+        text = " ".join(part for part in parts if part)
+        text = f"{text}{';' + where if where else ''}"
+        return re.sub(r"\?\.", "?", text if text.endswith(".") else f"{text}.")
+
+    @property
+    def link(self) -> str:
+        """Address of the DOI."""
+        doi = self.fields.get("doi")
+        return f"https://doi.org/{doi}" if doi else self.fields.get("url", "")
+
+
+def _initials(name: str) -> str:
+    family, given = (part.strip() for part in name.split(",", 1))
+    letters = "".join(word[0] for word in re.split(r"[\s.-]+", given) if word)
+    return f"{family} {letters}"
+
+
+def _plain(text: str) -> str:
+    text = text.replace(r"{\"u}", "ü").replace(r"{\'e}", "é")
+    return re.sub(r"[{}]", "", text)
+
+
+@cache
+def references() -> dict[str, Reference]:
+    """Read ``references.bib``: key to entry."""
+    text = files("qsmpipe.data").joinpath("references.bib").read_text(encoding="utf-8")
+    found = {}
+    for entry in re.finditer(r"^@(\w+)\{([^,\s]+),\n(.*?)^\}$", text, re.M | re.S):
+        kind, key, body = entry.groups()
+        fields = dict(re.findall(r"^\s*(\w+)\s*=\s*\{(.*)\},?$", body, re.M))
+        found[key] = Reference(key, kind, fields, entry[0])
+    return found
+
+
+def methods_text(records: Sequence[Record], run: Record | None = None) -> str:
+    """Write the methods section of a run.
+
+    Parameters
+    ----------
+    records : sequence of dict
+        Records of acquisitions (:mod:`qsmpipe.reports.records`). Those that were processed alike
+        share a paragraph.
+    run : dict, optional
+        Record of the run.
+
+    Returns
+    -------
+    text : str
+        Markdown with pandoc's citations.
+    """
+    run = run or {}
+    if not any(record.get("steps") for record in records):
+        return "No acquisition was processed."
+    paragraphs = [_opening(records, run)]
+    groups = _alike(records)
+    for sentences, names in groups.items():
+        alone = len(groups) == 1
+        if not alone:
+            paragraphs.append(f"**{', '.join(names)}.**")
+        paragraphs.append(" ".join(sentences))
+    paragraphs.append(_closing(records, run))
+    return "\n\n".join(paragraph for paragraph in paragraphs if paragraph)
+
+
+def bibliography(records: Sequence[Record]) -> str:
+    """Collect the BibTeX entries that :func:`methods_text` cites.
+
+    Parameters
+    ----------
+    records : sequence of dict
+        Records of acquisitions.
+    """
+    known = references()
+    keys = sorted(set(cited(methods_text(records))) & set(known))
+    return "\n\n".join(known[key].source for key in keys) + "\n"
+
+
+def cited(text: str) -> list[str]:
+    """List the keys that a text cites, in order of first appearance."""
+    groups = re.findall(r"\[(@[^\]]+)\]", text)
+    return list(dict.fromkeys(key for group in groups for key in re.findall(r"@([\w:-]+)", group)))
+
+
+def checklist(record: Record, run: Record | None = None) -> list[dict[str, str]]:
+    """Answer every row of the consensus' Tables 3 to 5 for one acquisition.
+
+    Parameters
+    ----------
+    record : dict
+        Record of the acquisition.
+    run : dict, optional
+        Record of the run.
+
+    Returns
+    -------
+    rows : list of dict
+        ``table``, ``name``, ``level``, ``value``; a value that nobody knows is "not stated".
+    """
+    run = run or {}
+    known = record.get("acquisition") or {}
+    rows = []
+    for item in CHECKLIST:
+        values = [_united(known, label) for label in item.labels if known.get(label)]
+        if item.name.startswith("Echo times"):
+            values = values[:1]
+        rows.append(_row(item.table, item.name, item.level, "; ".join(values)))
+    versions = run.get("versions") or {}
+    rows.append(_row("Pipeline", "Toolbox and version", "mandatory", _toolbox(versions)))
+    for step in record.get("steps") or []:
+        stage = STAGES.get(str(step.get("stage")), str(step.get("stage")))
+        rows.append(_row("Pipeline", f"Algorithm: {stage}", "mandatory", _algorithm(step)))
+    if not record.get("steps"):
+        rows.append(_row("Pipeline", "Algorithms and parameters", "mandatory", ""))
+    rows += [
+        _row(
+            "Pipeline",
+            "Resampling, changes to headers",
+            "mandatory",
+            "none: processed on the acquired grid with the B0 direction of its affine",
+        ),
+        _row("Pipeline", "Referencing", "mandatory", _reference_words(record, run)),
+        *_region_row(record, run),
+        _row("Pipeline", "Inclusion criteria", "recommended", ""),
+    ]
+    return rows
+
+
+def write_boilerplate(
+    out_dir: str | Path, records: Sequence[Record] | None = None, run: Record | None = None
+) -> tuple[Path, Path]:
+    """Write ``logs/CITATION.md`` and ``logs/CITATION.bib``.
+
+    Parameters
+    ----------
+    out_dir : path
+        Where the run wrote its results.
+    records, run : optional
+        What :func:`~qsmpipe.reports.records.read_records` and
+        :func:`~qsmpipe.reports.records.read_run` give, which are asked by default.
+
+    Returns
+    -------
+    markdown, bibtex : Path
+    """
+    records = read_records(out_dir) if records is None else records
+    run = read_run(out_dir) if run is None else run
+    logs = Path(out_dir) / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    text = [
+        "# Methods",
+        "Written by qsmpipe for use in a paper's methods section (CC0). Citations are keys of "
+        "`CITATION.bib`.",
+        methods_text(records, run),
+        "# Parameters",
+        _parameters(records),
+        "# What the consensus asks to report",
+        _tables(records, run),
+        "# References",
+    ]
+    markdown, bibtex = logs / "CITATION.md", logs / "CITATION.bib"
+    markdown.write_text("\n\n".join(part for part in text if part) + "\n", encoding="utf-8")
+    bibtex.write_text(bibliography(records), encoding="utf-8")
+    return markdown, bibtex
+
+
+def value_text(value: Any) -> str:
+    """Write a parameter's value for a reader: 0.0001, or 12, 11, 10."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if value is None or value == "":
+        return "none"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {value_text(item)}" for key, item in value.items()) or "none"
+    if isinstance(value, list | tuple):
+        return ", ".join(value_text(item) for item in value) or "none"
+    return str(value)
+
+
+def sentence(step: Mapping[str, Any]) -> str:
+    """Say what a step did, with its citations.
+
+    Parameters
+    ----------
+    step : mapping
+        ``stage``, ``method`` and ``parameters`` of a record. A placeholder of the method's text
+        without a parameter takes the words in its brackets along.
+    """
+    stage, name = str(step.get("stage", "")), str(step.get("method", ""))
+    row = METHODS.get(stage, {}).get(name)
+    parameters = step.get("parameters") or {}
+    if row is None:
+        what = STAGES.get(stage, stage)
+        if stage == "reference" or not what:
+            return ""
+        details = f" ({_listing(parameters)})" if parameters else ""
+        return f"{what.capitalize()}: {name}{details}."
+    text = _fill(row.text, parameters)
+    return _cite(text, row.cite)
+
+
+def _cite(text: str, keys: Iterable[str]) -> str:
+    keys = tuple(keys)
+    if not keys:
+        return text
+    return f"{text.rstrip('.')} [{'; '.join(f'@{key}' for key in keys)}]."
+
+
+def _fill(text: str, parameters: Mapping[str, Any]) -> str:
+    """Put parameters into a text; drop what is said in brackets about missing ones."""
+
+    def names(part: str) -> set[str]:
+        found = {field for _, field, _, _ in string.Formatter().parse(part) if field}
+        return {re.split(r"[.\[]", field)[0] for field in found}
+
+    def bracket(match: re.Match[str]) -> str:
+        parts = [part for part in match[2].split(", ") if names(part) <= set(parameters)]
+        return f"{match[1]}({', '.join(parts)})" if parts else ""
+
+    text = re.sub(r"(\s*)\(([^()]*)\)", bracket, text)
+    return re.sub(
+        r"\{(\w+)[^{}]*\}",
+        lambda m: value_text(parameters[m[1]]) if m[1] in parameters else "of its default value",
+        text,
+    )
+
+
+def _alike(records: Sequence[Record]) -> dict[tuple[str, ...], list[str]]:
+    """Sentences to the names of the acquisitions that they are about."""
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for record in records:
+        if record.get("steps"):
+            steps = tuple(text for text in map(sentence, record["steps"]) if text)
+            acquisition = _acquisition(record)
+            key = ((acquisition,) if acquisition else ()) + steps
+            groups.setdefault(key, []).append(str(record.get("name", "")))
+    return groups
+
+
+def _acquisition(record: Record) -> str:
+    known = record.get("acquisition") or {}
+
+    def get(label: str) -> str:
+        return str(known.get(label) or "")
+
+    scanner = " ".join(dict.fromkeys(v for v in (get("Manufacturer"), get("Model")) if v))
+    strength = f"at {get('Field strength (T)')} T" if get("Field strength (T)") else ""
+    times = get("TE1:ΔTE:TEmax (ms)")
+    details = [
+        f"TE1:ΔTE:TEmax {times} ms" if times else f"TE {get('Echo times (ms)')} ms"
+        if get("Echo times (ms)") else "",
+        f"TR {get('Repetition time (s)')} s" if get("Repetition time (s)") else "",
+        f"flip angle {get('Flip angle (degrees)')}°" if get("Flip angle (degrees)") else "",
+        f"voxel size {get('Voxel size (mm)')} mm" if get("Voxel size (mm)") else "",
+        f"matrix {get('Matrix')}" if get("Matrix") else "",
+    ]  # fmt: skip
+    listed = ", ".join(detail for detail in details if detail)
+    if not (listed or strength):
+        return ""
+    kind = get("Acquisition")
+    name = f"{kind} gradient-echo images" if kind else "Gradient-echo images"
+    words = [name, "were acquired", strength, f"({scanner})" if scanner else ""]
+    text = " ".join(word for word in words if word)
+    return f"{text}: {listed}." if listed else f"{text}."
+
+
+def _opening(records: Sequence[Record], run: Record) -> str:
+    versions = run.get("versions") or {}
+
+    def numbered(name: str, package: str) -> str:
+        return f"{name} {versions[package]}" if versions.get(package) else name
+
+    mapped = [record for record in records if record.get("steps")]
+    people = len({record.get("subject") for record in mapped})
+    count = f"{len(mapped)} acquisition{'s' * (len(mapped) != 1)} of {people} participant"
+    about = f"{count}{'s' * (people != 1)}" if mapped else "Data"
+    verb = "was" if len(mapped) == 1 else "were"
+    return (
+        f"{about} {verb} processed with {numbered('qsmpipe', 'qsmpipe')}, a BIDS App "
+        f"[@gorgolewski2017; @gorgolewski2016] built on {numbered('Nipype', 'nipype')} "
+        f"[@gorgolewski2011], with {numbered('nibabel', 'nibabel')} [@nibabel], "
+        f"{numbered('PyBIDS', 'pybids')} [@yarkoni2019], {numbered('PyTorch', 'torch')} "
+        f"[@paszke2019], {numbered('NumPy', 'numpy')} [@harris2020] and "
+        f"{numbered('SciPy', 'scipy')} [@virtanen2020]. Fields and susceptibility are in ppm of "
+        "B0; a paramagnetic source is positive. All steps ran on the acquired grid, with the "
+        "direction of B0 taken from the image's orientation."
+    )
+
+
+def _closing(records: Sequence[Record], run: Record) -> str:
+    words = dict.fromkeys(_reference_words(r, run, value=False) for r in records if r.get("steps"))
+    said = " ".join(f"{word[0].upper()}{word[1:]}." for word in words if word != UNSTATED)
+    return (
+        f"{said} Processing is reported as recommended by the consensus of the ISMRM "
+        f"Electro-Magnetic Tissue Properties study group [@{CONSENSUS}]."
+    ).strip()
+
+
+def _reference_words(record: Record, run: Record, *, value: bool = True) -> str:
+    """Say what susceptibility is relative to; "" if nobody knows."""
+    settings = run.get("settings") or {}
+    steps = [step for step in record.get("steps") or [] if step.get("stage") == "reference"]
+    choice = str(settings.get("reference") or (steps[-1].get("method") if steps else "") or "")
+    kind, _, label = choice.partition(":")
+    if not kind or not record.get("steps"):
+        return UNSTATED
+    if kind == "none":
+        return "susceptibility is in ppm, not referenced to a region"
+    region = (
+        f"the mean over the region {label}" if label
+        else "the mean over the given region" if kind == "region"
+        else "the mean over the whole brain mask in which susceptibility was computed"
+    )  # fmt: skip
+    text = f"susceptibility is in ppm, relative to {region}"
+    found = _value(record, REFERENCE)
+    if value and found is not None:
+        text += f" ({found:+.4g} ppm was subtracted)"
+    return text
+
+
+def _region_row(record: Record, run: Record) -> list[dict[str, str]]:
+    """Relate a reference region to the whole brain, as Table 5 wants it."""
+    if not str((run.get("settings") or {}).get("reference", "")).startswith("region"):
+        return []
+    mean = _value(record, CHI_MEAN)
+    words = f"mean {-mean:+.4g} ppm (SD not stated)" if mean is not None else ""
+    return [_row("Pipeline", "Reference region relative to the whole brain", "mandatory", words)]
+
+
+def _value(record: Record, label: str) -> float | None:
+    """Look up a key number."""
+    for number in record.get("numbers") or []:
+        if number.get("label") == label and isinstance(number.get("value"), int | float):
+            return float(number["value"])
+    return None
+
+
+def _united(known: Mapping[str, Any], label: str) -> str:
+    """Put the unit in a label's brackets behind its value."""
+    unit = re.search(r"\(([^()]*)\)$", label)
+    return f"{known[label]} {unit[1]}" if unit else str(known[label])
+
+
+def _row(table: str, name: str, level: str, value: str) -> dict[str, str]:
+    return {"table": table, "name": name, "level": level, "value": value or UNSTATED}
+
+
+def _toolbox(versions: Mapping[str, Any]) -> str:
+    return ", ".join(
+        f"{name} {versions[name]}" for name in ("qsmpipe", "nipype", "torch") if name in versions
+    )
+
+
+def _listing(parameters: Mapping[str, Any]) -> str:
+    return ", ".join(
+        f"{name.removesuffix('_')} = {value_text(value)}" for name, value in parameters.items()
+    )
+
+
+def _algorithm(step: Mapping[str, Any]) -> str:
+    listed = _listing(step.get("parameters") or {})
+    return f"{step.get('method')}{': ' + listed if listed else ''}"
+
+
+def _parameters(records: Sequence[Record]) -> str:
+    """List every parameter, defaults included, once for acquisitions that share them."""
+    groups: dict[str, list[str]] = {}
+    for record in records:
+        lines = [
+            f"- {STAGES.get(str(step.get('stage')), step.get('stage'))}: {_algorithm(step)}"
+            for step in record.get("steps") or []
+        ]
+        if lines:
+            groups.setdefault("\n".join(lines), []).append(str(record.get("name", "")))
+    if len(groups) == 1:
+        return next(iter(groups))
+    return "\n\n".join(f"{', '.join(names)}:\n\n{lines}" for lines, names in groups.items())
+
+
+def _tables(records: Sequence[Record], run: Record) -> str:
+    """Write Tables 3 to 5, once for acquisitions with the same answers."""
+    groups: dict[str, list[str]] = {}
+    for record in records:
+        if not record.get("steps"):
+            continue
+        rows = checklist(record, run)
+        lines = ["| table | row | level | value |", "|---|---|---|---|"]
+        lines += [
+            f"| {row['table']} | {row['name']} | {row['level']} | {_cell(row['value'])} |"
+            for row in rows
+        ]
+        groups.setdefault("\n".join(lines), []).append(str(record.get("name", "")))
+    if len(groups) == 1:
+        return next(iter(groups))
+    return "\n\n".join(f"{', '.join(names)}:\n\n{lines}" for lines, names in groups.items())
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.replace("|", r"\|").split())
+
+
+def settings_text(value: Any) -> str:
+    """Write a setting for a reader; nested ones as JSON."""
+    return json.dumps(value) if isinstance(value, Mapping) and value else value_text(value)

@@ -1,0 +1,240 @@
+"""Key numbers of one acquisition: volumes, spreads, and what betrays a bad map."""
+
+from typing import Any, TypeAlias
+
+import numpy as np
+from scipy import ndimage
+
+from qsmpipe.numerics.units import GAMMA
+from qsmpipe.reports.maps import Maps
+from qsmpipe.reports.records import (
+    BRAIN_VOLUME,
+    CHI_MEAN,
+    CHI_SD,
+    ECHOES,
+    EDGE,
+    EXTREME,
+    JUMPS,
+    LOST,
+    QSM_VOLUME,
+    R2STAR,
+    REFERENCE,
+)
+
+Number: TypeAlias = dict[str, Any]
+"""``label``, ``value`` (a number, two for a range, None where there is none) and ``unit``."""
+
+EDGE_WIDTH = 3.0
+"""Thickness of the mask's outer shell (mm)."""
+
+
+def summarise(maps: Maps) -> list[Number]:
+    """Key numbers of an acquisition, as far as its maps are there.
+
+    Parameters
+    ----------
+    maps : Maps
+        The maps of one acquisition.
+
+    Returns
+    -------
+    numbers : list of dict
+        In the order in which a report shows them.
+    """
+    return [
+        *_masks(maps),
+        *_signal(maps),
+        *_field(maps, maps.field, "Total field"),
+        *_noise(maps),
+        *_jumps(maps),
+        *_field(maps, maps.local_field, "Local field"),
+        *_edge(maps),
+        *_susceptibility(maps),
+        *_relaxation(maps),
+    ]
+
+
+def phase_noise(phase: np.ndarray, mask: np.ndarray) -> float:
+    """Estimate the standard deviation of wrapped phase (rad), from second differences.
+
+    A smooth phase has none, and independent noise of variance s^2 leaves 6 s^2; the median
+    keeps vessels and edges out. Uniformly random phase reads about 1.
+
+    Parameters
+    ----------
+    phase : (X, Y, Z) array
+        Wrapped phase (rad).
+    mask : (X, Y, Z) bool array
+        Where to look.
+    """
+    wrapped = np.angle(np.exp(1j * (phase[2:] - 2 * phase[1:-1] + phase[:-2])))
+    values = wrapped[mask[2:] & mask[1:-1] & mask[:-2]]
+    return float(1.4826 * np.median(np.abs(values)) / np.sqrt(6)) if values.size else float("nan")
+
+
+def phase_jumps(field: np.ndarray, mask: np.ndarray, step: float) -> int:
+    """Count neighbours whose field differs by more than half of one 2 pi ``step``.
+
+    Parameters
+    ----------
+    field : (X, Y, Z) array
+        Total field, in the unit of ``step``.
+    mask : (X, Y, Z) bool array
+        Where to look.
+    step : float
+        What one wrap between two echoes adds to the field.
+    """
+    count = 0
+    for axis in range(3):
+        front = np.moveaxis(mask, axis, 0)
+        values = np.moveaxis(field, axis, 0)
+        both = front[1:] & front[:-1]
+        count += int((np.abs(values[1:] - values[:-1])[both] > step / 2).sum())
+    return count
+
+
+def edge_ratio(field: np.ndarray, mask: np.ndarray, zooms: np.ndarray) -> float:
+    """Compare the RMS of a field in the mask's outer shell with that in its deeper half.
+
+    What a background removal leaves behind is harmonic inside the mask, and a harmonic field is
+    largest at the rim: sources alone give a ratio near 1.
+
+    Parameters
+    ----------
+    field : (X, Y, Z) array
+        Local field.
+    mask : (X, Y, Z) bool array
+        Where it is trusted.
+    zooms : (3,) array
+        Voxel size (mm).
+    """
+    box = ndimage.find_objects(mask.astype(np.uint8))
+    if not box:
+        return float("nan")
+    field, mask = field[box[0]], mask[box[0]]
+    padded = np.pad(mask, 1)
+    depth = ndimage.distance_transform_edt(padded, sampling=zooms)[1:-1, 1:-1, 1:-1]
+    shell = mask & (depth <= max(EDGE_WIDTH, float(np.max(zooms))))
+    centre = mask & ~shell
+    if not shell.any() or not centre.any():
+        return float("nan")
+    centre &= depth >= np.median(depth[centre])
+    inner = _rms(field[centre])
+    return _rms(field[shell]) / inner if inner > 0 else float("nan")
+
+
+def _rms(values: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(np.square(values, dtype=np.float64))))
+
+
+def _number(label: str, value: Any, unit: str = "") -> Number:
+    known = None if isinstance(value, float) and not np.isfinite(value) else value
+    return {"label": label, "value": known, "unit": unit}
+
+
+def _inside(values: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    inside = values[mask].astype(np.float64)
+    return inside[np.isfinite(inside)]
+
+
+def _masks(maps: Maps) -> list[Number]:
+    voxel = float(np.prod(maps.zooms)) / 1000
+    numbers = []
+    for label, mask in ((BRAIN_VOLUME, maps.brain_mask), (QSM_VOLUME, maps.qsm_mask)):
+        if mask is not None:
+            numbers.append(_number(label, float(mask.sum() * voxel), "mL"))
+    if maps.brain_mask is not None and maps.eroded is not None and maps.brain_mask.any():
+        lost = 100 * maps.eroded.sum() / maps.brain_mask.sum()
+        numbers.append(_number(LOST, float(lost), "%"))
+    return numbers
+
+
+def _signal(maps: Maps) -> list[Number]:
+    numbers = []
+    series = maps.phase if maps.phase is not None else maps.magnitude
+    if series is not None:
+        numbers.append(_number(ECHOES, len(series)))
+    if maps.phase is not None:
+        for echo in sorted({0, len(maps.phase) - 1}):
+            value = phase_noise(maps.phase[echo], maps.mask)
+            numbers.append(_number(f"Phase noise, echo {echo + 1}", value, "rad"))
+    return numbers
+
+
+def _field(maps: Maps, field: np.ndarray | None, name: str) -> list[Number]:
+    if field is None:
+        return []
+    mask = maps.mask
+    if name == "Total field" and maps.brain_mask is not None and maps.brain_mask.any():
+        mask = maps.brain_mask
+    values = _inside(field, mask)
+    if not values.size:
+        return []
+    units = [("ppm", 1.0)]
+    if maps.field_strength:
+        units.append(("Hz", GAMMA * maps.field_strength))
+    low, median, high = np.percentile(values, (1, 50, 99))
+    numbers = []
+    for unit, scale in units:
+        numbers += [
+            _number(f"{name}, median", float(median * scale), unit),
+            _number(f"{name}, SD", float(values.std() * scale), unit),
+            _number(f"{name}, 1 to 99 %", [float(low * scale), float(high * scale)], unit),
+        ]
+    return numbers
+
+
+def _noise(maps: Maps) -> list[Number]:
+    if maps.noise is None or not (values := _inside(maps.noise, maps.mask)).size:
+        return []
+    median = float(np.median(values))
+    numbers = [_number("Field noise, median SD", median, "ppm")]
+    if maps.field_strength:
+        scaled = median * GAMMA * maps.field_strength
+        numbers.append(_number("Field noise, median SD", scaled, "Hz"))
+    return numbers
+
+
+def _jumps(maps: Maps) -> list[Number]:
+    times = sorted(maps.echo_times)
+    if maps.field is None or not maps.field_strength or not times:
+        return []
+    spacing = min(np.diff(times)) if len(times) > 1 else times[0]
+    if spacing <= 0:
+        return []
+    step = 1 / (GAMMA * maps.field_strength * spacing)
+    return [_number(JUMPS, phase_jumps(maps.field, maps.mask, step), "pairs")]
+
+
+def _edge(maps: Maps) -> list[Number]:
+    if maps.local_field is None:
+        return []
+    return [_number(EDGE, edge_ratio(maps.local_field, maps.mask, maps.zooms), "")]
+
+
+def _susceptibility(maps: Maps) -> list[Number]:
+    numbers = []
+    if maps.chi is not None and (values := _inside(maps.chi, maps.mask)).size:
+        p1, p5, p50, p95, p99 = (float(v) for v in np.percentile(values, (1, 5, 50, 95, 99)))
+        numbers += [
+            _number(CHI_MEAN, float(values.mean()), "ppm"),
+            _number(CHI_SD, float(values.std()), "ppm"),
+            _number("Susceptibility, median", p50, "ppm"),
+            _number("Susceptibility, 5 to 95 %", [p5, p95], "ppm"),
+            _number("Susceptibility, 1 to 99 %", [p1, p99], "ppm"),
+            _number(EXTREME, float(100 * np.mean(np.abs(values) > 1)), "%"),
+            _number("Voxels not finite", int(maps.mask.sum() - values.size), "voxels"),
+        ]
+    if maps.reference_value is not None:
+        numbers.append(_number(REFERENCE, float(maps.reference_value), "ppm"))
+    return numbers
+
+
+def _relaxation(maps: Maps) -> list[Number]:
+    if maps.r2star is None or not (values := _inside(maps.r2star, maps.mask)).size:
+        return []
+    p5, median, p95 = (float(v) for v in np.percentile(values, (5, 50, 95)))
+    return [
+        _number(R2STAR, median, "1/s"),
+        _number("R2*, 5 to 95 %", [p5, p95], "1/s"),
+    ]

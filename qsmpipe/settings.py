@@ -1,0 +1,280 @@
+"""The choices of one run: defaults, then a preset, then a file, then the command line."""
+
+import dataclasses
+import difflib
+import inspect
+import keyword
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from qsmpipe.methods import METHODS, function_of, method, parameters_of
+
+STAGES = ("offset", "mask", "unwrap", "field", "relaxation", "background", "inversion")
+"""Stages with a method to choose, in the order in which they run."""
+
+Parameters = Mapping[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that decides what a run does; written beside its results as TOML."""
+
+    bids_dir: str = ""
+    output_dir: str = ""
+    work_dir: str = "work"
+
+    participant_label: tuple[str, ...] = ()
+    session_label: tuple[str, ...] = ()
+    run_label: tuple[str, ...] = ()
+    acquisition_label: tuple[str, ...] = ()
+    bids_filter_file: str = ""
+    bids_database_dir: str = ""
+    derivatives: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    skip_bids_validation: bool = False
+
+    preset: str = "default"
+    offset: str = "mcpc3ds"
+    mask: str = "threshold"
+    mask_erosion: float = 0.0
+    unwrap: str = "romeo"
+    field: str = "nonlinear"
+    relaxation: str = "loglinear"
+    background: str = "vsharp"
+    inversion: str = "tv"
+    reference: str = "brain"
+    parameters: Parameters = dataclasses.field(default_factory=dict)
+    """Stage (or ``stage.method``) to parameter to value, as given by the user."""
+    b0: float = 0.0
+    """Field strength (T); 0: from the sidecar."""
+    phase_sign: int = 0
+    """+1 or -1; 0: by the manufacturer."""
+
+    intermediates: bool = False
+    device: str = "auto"
+    nprocs: int = 0
+    omp_nthreads: int = 0
+    mem_gb: float = 0.0
+    use_plugin: str = ""
+    stop_on_first_crash: bool = False
+
+    def methods(self, stage: str) -> tuple[str, ...]:
+        """Names of the methods that ``stage`` runs; empty for ``none`` and ``given``."""
+        names = (
+            getattr(self, stage).replace("|", "&").split("&")
+            if stage == "mask"
+            else [getattr(self, stage)]
+        )
+        return tuple(name.strip() for name in names if name.strip() not in ("none", "given"))
+
+    def parameters_for(self, stage: str) -> dict[str, dict[str, Any]]:
+        """What the user set for each method of ``stage``, checked against its signature.
+
+        Raises
+        ------
+        ValueError
+            If no method of the stage takes a parameter of that name, if several do, or if the
+            value's type does not fit.
+        """
+        chosen: dict[str, dict[str, Any]] = {name: {} for name in self.methods(stage)}
+        for group, values in self.parameters.items():
+            head, _, only = group.partition(".")
+            if head != stage:
+                continue
+            for key, value in values.items():
+                name = f"{key}_" if keyword.iskeyword(key) else key
+                among = [only] if only else list(chosen)
+                owners = [m for m in among if name in parameters_of(stage, m)]
+                if len(owners) != 1:
+                    raise ValueError(_no_owner(stage, among, key, owners))
+                chosen[owners[0]][name] = _fitting(stage, owners[0], name, value)
+        return chosen
+
+    def check(self) -> None:
+        """Check methods and parameters before anything is read.
+
+        Raises
+        ------
+        ValueError
+            Naming the setting, its value and what it may be.
+        """
+        for stage in STAGES:
+            for name in self.methods(stage):
+                method(stage, name)
+        if self.mask == "none":
+            msg = "mask cannot be 'none': choose a method, an expression of methods, or 'given'"
+            raise ValueError(msg)
+        for stage in ("unwrap", "field", "background", "inversion"):
+            if not self.methods(stage):
+                msg = f"{stage} cannot be {getattr(self, stage)!r}: {_choices(stage)}"
+                raise ValueError(msg)
+        reference, _, label = self.reference.partition(":")
+        if reference not in ("brain", "none", "region") or (reference == "region") != bool(label):
+            msg = (
+                f"reference {self.reference!r}: choose brain, none, or region:LABEL, where LABEL "
+                "is the label or desc of a mask in --derivatives"
+            )
+            raise ValueError(msg)
+        for group in self.parameters:
+            if group.partition(".")[0] not in STAGES:
+                close = difflib.get_close_matches(group, STAGES, n=1)
+                hint = f"; did you mean {close[0]!r}?" if close else ""
+                msg = f"there is no stage {group!r}: one of {', '.join(STAGES)}{hint}"
+                raise ValueError(msg)
+        for stage in STAGES:
+            self.parameters_for(stage)
+
+    def resolved(self) -> list[dict[str, Any]]:
+        """Every stage with its method and all its parameters, defaults included."""
+        return [
+            {
+                "stage": stage,
+                "method": name,
+                "parameters": {
+                    key: given.get(key, parameter.default)
+                    for key, parameter in parameters_of(stage, name).items()
+                },
+            }
+            for stage in STAGES
+            for name, given in self.parameters_for(stage).items()
+        ]
+
+    def as_toml(self) -> str:
+        """These settings as text that :func:`read` takes."""
+        import tomli_w  # noqa: PLC0415  (needed once per run)
+
+        return tomli_w.dumps(_plain(dataclasses.asdict(self)))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, tuple | list) else value
+
+
+def presets() -> dict[str, dict[str, Any]]:
+    """Presets by name, each with a ``description`` and some settings."""
+    return tomllib.loads(files("qsmpipe.data").joinpath("presets.toml").read_text())
+
+
+def read(path: str | Path) -> dict[str, Any]:
+    """Settings in a TOML file.
+
+    Raises
+    ------
+    ValueError
+        If the file is not TOML or names a setting that does not exist.
+    """
+    try:
+        values = tomllib.loads(Path(path).read_text())
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        msg = f"{path}: not a readable TOML file ({error})"
+        raise ValueError(msg) from error
+    known = [item.name for item in dataclasses.fields(Settings)]
+    for name in values:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else f": one of {', '.join(known)}"
+            msg = f"{path}: there is no setting {name!r}{hint}"
+            raise ValueError(msg)
+    return values
+
+
+def combine(command_line: Mapping[str, Any], config_file: str | None = None) -> Settings:
+    """Settings from the defaults, the preset, the file and the command line, the last one winning.
+
+    Parameters of methods (``parameters``) add up, one by one.
+    """
+    from_file = read(config_file) if config_file else {}
+    name = command_line.get("preset") or from_file.get("preset") or "default"
+    known = presets()
+    if name not in known:
+        msg = f"there is no preset {name!r}: choose from {', '.join(known)}"
+        raise ValueError(msg)
+    layers = [known[name], from_file, dict(command_line)]
+    values: dict[str, Any] = {}
+    parameters: dict[str, dict[str, Any]] = {}
+    for layer in layers:
+        # A layer that picks another method drops what an earlier one set for the old method.
+        for stage in STAGES:
+            if layer.get(stage) is not None and values.get(stage) not in (None, layer[stage]):
+                parameters.pop(stage, None)
+        values |= {k: v for k, v in layer.items() if k != "description" and v is not None}
+        for stage, items in (layer.get("parameters") or {}).items():
+            parameters.setdefault(stage, {}).update(items)
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    return Settings(**(values | {"preset": name, "parameters": parameters}))
+
+
+def parse_assignments(assignments: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """``stage.parameter=value`` or ``stage.method.parameter=value``, values as in TOML.
+
+    >>> parse_assignments(["inversion.lambda=1e-4", "mask.bet.smoothness=2"])
+    {'inversion': {'lambda': 0.0001}, 'mask.bet': {'smoothness': 2}}
+
+    Raises
+    ------
+    ValueError
+        If an assignment has another form.
+    """
+    parameters: dict[str, dict[str, Any]] = {}
+    for assignment in assignments:
+        name, equals, text = assignment.partition("=")
+        stage, _, parameter = name.strip().rpartition(".")
+        if not (equals and stage and parameter):
+            msg = f"--set {assignment!r}: write stage.parameter=value, as in inversion.lambda=1e-4"
+            raise ValueError(msg)
+        try:
+            value = tomllib.loads(f"value = {text.strip()}")["value"]
+        except tomllib.TOMLDecodeError:
+            value = text.strip()
+        parameters.setdefault(stage, {})[parameter] = value
+    return parameters
+
+
+def _choices(stage: str) -> str:
+    return f"choose from {', '.join(METHODS[stage])}"
+
+
+def _spoken(name: str) -> str:
+    return name.removesuffix("_")
+
+
+def _no_owner(stage: str, methods: list[str], key: str, owners: list[str]) -> str:
+    if owners:
+        options = " or ".join(f"{stage}.{name}.{key}" for name in owners)
+        return f"{stage}.{key} could be meant for several methods: write {options}"
+    takes = {name: [_spoken(p) for p in parameters_of(stage, name)] for name in methods}
+    close = difflib.get_close_matches(key, sum(takes.values(), []), n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    what = "; ".join(f"{name} takes {', '.join(p) or 'no parameters'}" for name, p in takes.items())
+    return f"{stage} has no parameter {key!r}: {what or f'no method of {stage} is run'}{hint}"
+
+
+def _fitting(stage: str, name: str, key: str, value: Any) -> Any:
+    """``value`` in the type of the parameter's default; a mismatch is refused."""
+    default = parameters_of(stage, name)[key].default
+    annotation = str(inspect.signature(function_of(stage, name)).parameters[key].annotation)
+    if isinstance(default, bool):
+        fits = isinstance(value, bool)
+    elif isinstance(default, int) and "float" not in annotation:
+        fits = isinstance(value, int) and not isinstance(value, bool)
+    elif isinstance(default, float):
+        fits = isinstance(value, int | float) and not isinstance(value, bool)
+        fits = fits or (isinstance(value, str) and "str" in annotation)
+        value = float(value) if fits and not isinstance(value, str) else value
+    elif isinstance(default, tuple | list | range):
+        fits = isinstance(value, list)
+        value = tuple(value) if fits else value
+    else:
+        fits = True
+    if not fits:
+        msg = (
+            f"{stage}.{_spoken(key)} = {value!r} does not fit {name}: its default is "
+            f"{default!r} ({annotation})"
+        )
+        raise ValueError(msg)
+    return value

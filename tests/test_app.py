@@ -1,0 +1,278 @@
+"""The app as a user runs it: a dataset in, derivatives, report and exit code out."""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import nibabel as nb
+import numpy as np
+import pytest
+from nipype.interfaces.utility import Function
+from nipype.pipeline.engine import Node, Workflow
+
+from qsmpipe import __version__, examples
+from qsmpipe.cli import main
+from qsmpipe.cli.plugin import ProcessPerNode
+
+EXAMPLES = Path(__file__).parents[1] / "bids_examples"
+QUICK = ["--inversion", "tkd", "--skip-bids-validation", "--nprocs", "2"]
+
+
+def tree(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def listing(folder: Path) -> list[str]:
+    return sorted(
+        str(path.relative_to(folder)) for path in folder.glob("sub-*/**/*") if path.is_file()
+    )
+
+
+def executed(out: Path, run: int = -1) -> set[str]:
+    """Names of the nodes that were computed, not cached, in a run of the app."""
+    log = sorted(out.glob("logs/*/qsmpipe.log"))[run]
+    return set(re.findall(r'\[Node\] Executing "(\w+)"', log.read_text()))
+
+
+@pytest.fixture(scope="module")
+def app(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[int, Path]]:
+    def run(dataset: str | Path, *options: str, folder: Path | None = None) -> tuple[int, Path]:
+        folder = folder or tmp_path_factory.mktemp("app")
+        source = EXAMPLES / dataset if isinstance(dataset, str) else dataset
+        words = [str(source), str(folder / "out"), "participant", "-w", str(folder / "work")]
+        return main([*words, *QUICK, *options]), folder / "out"
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def first(app: Callable[..., tuple[int, Path]]) -> Path:
+    before = tree(EXAMPLES / "gre3t")
+    code, out = app("gre3t")
+    assert code == 0
+    assert tree(EXAMPLES / "gre3t") == before, "the input was written to"
+    return out
+
+
+@pytest.mark.parametrize("example", ["gre3t", "gre7t", "mixed"])
+def test_every_example_yields_its_files(
+    example: str, app: Callable[..., tuple[int, Path]], first: Path
+) -> None:
+    out = first if example == "gre3t" else app(example)[1]
+    assert listing(out) == (EXAMPLES / f"{example}.txt").read_text().split()
+    validator = shutil.which("bids-validator-deno", path=Path(sys.executable).parent)
+    if not validator:
+        pytest.skip("bids-validator-deno is not installed (extra 'test')")
+    found = subprocess.run([validator, out, "--format", "json"], capture_output=True, check=False)
+    issues = json.loads(found.stdout)["issues"]["issues"]
+    errors = [issue for issue in issues if issue["severity"] == "error"]
+    assert not errors
+
+
+def test_the_maps_are_near_the_truth_and_say_how_they_came(first: Path) -> None:
+    (path,) = first.glob("sub-*/anat/*_acq-*Chimap.nii.gz") or first.glob(
+        "sub-*/anat/sub-*_Chimap.nii.gz"
+    )
+    chi = nb.load(path).get_fdata()
+    mask = nb.load(next(first.glob("sub-*/anat/*_desc-qsm_mask.nii.gz"))).get_fdata() > 0
+    truth_root = EXAMPLES / "gre3t" / "derivatives" / "truth"
+    truth = nb.load(next(truth_root.glob("sub-*/anat/*Chimap.nii.gz"))).get_fdata()
+    assert np.corrcoef(chi[mask], truth[mask])[0, 1] > 0.6
+    assert abs(chi[mask].mean()) < 1e-4, "referenced to the brain"
+    sidecar = json.loads(path.with_name(path.name.replace(".nii.gz", ".json")).read_text())
+    assert sidecar["Units"] == "ppm"
+    assert sidecar["SkullStripped"] is True
+    assert all(source.startswith("bids:raw:sub-") for source in sidecar["Sources"])
+    text = json.dumps(sidecar)
+    for expected in ("vsharp", "radii", "tkd", "threshold", "0.15", __version__, "torch"):
+        assert expected in text, expected
+
+
+def test_two_runs_give_the_same_bytes(app: Callable[..., tuple[int, Path]], first: Path) -> None:
+    _, second = app("gre3t", "--nprocs", "1", "--omp-nthreads", "1")
+    mine, other = tree(first), tree(second)
+    images = [name for name in mine if name.endswith((".nii.gz", "map.json", "mask.json"))]
+    assert len(images) > 20
+    assert [name for name in images if mine[name] != other[name]] == []
+
+
+def test_a_second_run_computes_nothing_and_a_new_option_only_what_follows(
+    app: Callable[..., tuple[int, Path]],
+    tmp_path: Path,
+) -> None:
+    app("gre3t", folder=tmp_path)
+    everything = executed(tmp_path / "out")
+    assert {"prepare", "mcpc3ds", "threshold", "romeo", "vsharp", "tkd"} <= everything
+    app("gre3t", folder=tmp_path)
+    assert executed(tmp_path / "out") <= {"derivatives"}
+    app("gre3t", "--set", "inversion.threshold=0.2", folder=tmp_path)
+    after_inversion = {"tkd", "reference", "steps", "reportlets", "derivatives"}
+    assert {"tkd", "derivatives"} <= executed(tmp_path / "out") <= after_inversion
+    app("gre3t", "--background", "resharp", folder=tmp_path)
+    after_background = after_inversion | {"resharp"}
+    assert {"resharp", "tkd", "derivatives"} <= executed(tmp_path / "out") <= after_background
+
+
+def test_a_failed_acquisition_does_not_stop_the_others(
+    app: Callable[..., tuple[int, Path]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dataset, masks = tmp_path / "bids", tmp_path / "masks"
+    shutil.copytree(EXAMPLES / "gre3t", dataset, ignore=shutil.ignore_patterns("derivatives"))
+    (subject,) = dataset.glob("sub-*")
+    other = dataset / "sub-other"
+    for path in subject.rglob("*"):
+        if path.is_file():
+            target = other / path.relative_to(subject)
+            target = target.with_name(target.name.replace(subject.name, other.name))
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)
+    magnitude = nb.load(next(subject.rglob("*echo-*1_part-mag*.nii.gz")))
+    brain = (magnitude.get_fdata() > np.median(magnitude.get_fdata())).astype(np.uint8)
+    for name, mask in ((subject.name, brain), (other.name, brain[:-1])):
+        target = masks / name / "anat" / f"{name}_desc-brain_mask.nii.gz"
+        target.parent.mkdir(parents=True)
+        nb.Nifti1Image(mask, magnitude.affine).to_filename(target)
+    code, out = app(
+        dataset, "--mask", "given", "--derivatives", f"masks={masks}", folder=tmp_path
+    )
+    assert code == 1
+    assert list(out.glob(f"{subject.name}/anat/*_Chimap.nii.gz"))
+    assert not list(out.glob("sub-other/anat/*_Chimap.nii.gz"))
+    said = capsys.readouterr().err
+    (line,) = [text for text in said.splitlines() if "failed in" in text]
+    assert "different grids" in line
+    crash = re.search(r"crash file (\S+?)\)", line)
+    assert crash
+    assert Path(crash[1]).exists()
+    assert "different grids" in (out / "sub-other.html").read_text()
+    record = json.loads(next((out / "logs" / "acquisitions").glob("sub-other*")).read_text())
+    assert record["status"] == "failed"
+
+
+def test_a_dry_run_writes_nothing_and_names_every_parameter(
+    app: Callable[..., tuple[int, Path]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out = app("gre7t", "--dry-run", "--set", "inversion.threshold=0.3")
+    said = capsys.readouterr().out
+    assert code == 0
+    assert not out.exists()
+    assert "inversion.threshold = 0.3" in said
+    assert "background.radii" in said
+    assert "would be processed" in said
+
+
+def test_reports_can_be_written_anew(first: Path, app: Callable[..., tuple[int, Path]]) -> None:
+    before = next(first.glob("sub-*.html")).read_bytes()
+    for page in first.glob("*.html"):
+        page.unlink()
+    code, _ = app("gre3t", "--reports-only", folder=first.parent)
+    assert code == 0
+    assert next(first.glob("sub-*.html")).read_bytes() == before
+    assert (first / "index.html").exists()
+
+
+def test_the_methods_text_comes_without_a_run(
+    app: Callable[..., tuple[int, Path]],
+) -> None:
+    code, out = app("gre3t", "--boilerplate-only", "--inversion", "rts")
+    assert code == 0
+    assert "rapid two-step" in (out / "logs" / "CITATION.md").read_text()
+    assert "kames" in (out / "logs" / "CITATION.bib").read_text().lower()
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["{data}", "{out}", "group"], 17, "group"),
+        (["{data}", "{out}"], 64, "analysis_level"),
+        (["{data}", "{out}", "participant", "--inverison", "tv"], 64, "--inverison"),
+        (["{data}", "{out}", "participant", "--set", "inversion.lamda=1"], 64, "did you mean"),
+        (["{data}", "{data}", "participant"], 64, "dataset itself"),
+        (["{data}", "{out}", "participant", "-w", "{data}/work"], 64, "inside the dataset"),
+        (["/nowhere", "{out}", "participant"], 66, "no such folder"),
+        (["{data}", "/proc/out", "participant", "--skip-bids-validation"], 73, "cannot write"),
+        (["{data}", "{out}", "participant", "--participant-label", "99"], 18, ""),
+        (["{data}", "{out}", "participant", "--device", "cuda"], 64, "no CUDA device"),
+        (["{data}", "{out}", "participant", "--mask", "given"], 66, "--derivatives"),
+        (["{data}", "{out}", "participant", "--config_file", "/nowhere"], 64, "TOML"),
+    ],
+)
+def test_what_cannot_start_says_why(
+    words: list[str], code: int, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import torch
+
+    if "--device" in words and torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    places = {"data": EXAMPLES / "gre3t", "out": tmp_path / "out"}
+    words = [word.format(**places) for word in words]
+    if "-w" not in words and len(words) > 2:
+        words += ["--work-dir", str(tmp_path / "work"), "--skip_bids_validation"]
+    assert main(words) == code
+    said = capsys.readouterr().err
+    assert message in said
+    assert "Traceback" not in said
+
+
+def test_refused_data_end_in_65_and_a_page(
+    app: Callable[..., tuple[int, Path]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dataset = tmp_path / "bids"
+    shutil.copytree(EXAMPLES / "gre3t", dataset, ignore=shutil.ignore_patterns("derivatives"))
+    for sidecar in dataset.rglob("*MEGRE.json"):
+        fields = json.loads(sidecar.read_text())
+        if "EchoTime" in fields:
+            fields["EchoTime"] *= 1000
+            sidecar.write_text(json.dumps(fields))
+    code, out = app(dataset, folder=tmp_path)
+    assert code == 65
+    assert "refused" in capsys.readouterr().err
+    assert "refused" in next(out.glob("sub-*.html")).read_text().lower()
+    assert not list(out.glob("sub-*/anat/*"))
+
+
+def test_help_is_quick_and_needs_neither_torch_nor_nipype() -> None:
+    probe = (
+        "import sys, time; t = time.perf_counter(); from qsmpipe.cli import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "assert not {'torch', 'nipype', 'matplotlib'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", probe], check=True, capture_output=True)
+
+
+def _die() -> None:
+    import os
+    import signal
+
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _live() -> int:
+    return 3
+
+
+def test_a_killed_node_ends_in_an_error_and_the_rest_goes_on(tmp_path: Path) -> None:
+    workflow = Workflow(name="killed", base_dir=str(tmp_path))
+    workflow.config["execution"] = {"crashdump_dir": str(tmp_path), "poll_sleep_duration": 0.05}
+    dies = Node(Function([], ["out"], _die), name="dies")
+    lives = Node(Function([], ["out"], _live), name="lives")
+    workflow.add_nodes([dies, lives])
+    plugin = ProcessPerNode({"n_procs": 1, "log_file": os.fspath(tmp_path / "log")})
+    with pytest.raises(RuntimeError, match="SIGKILL"):
+        workflow.run(plugin=plugin)
+    assert (tmp_path / "killed" / "lives" / "result_lives.pklz").exists()
+
+
+def test_the_demo_recipe_exists() -> None:
+    assert "demo" in examples.RECIPES

@@ -1,0 +1,211 @@
+"""From multi-echo magnitude and phase to a susceptibility map: the whole chain."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from nipype.interfaces.utility import IdentityInterface, Merge
+from nipype.pipeline.engine import Node, Workflow
+
+from qsmpipe.workflows.background import init_background_wf
+from qsmpipe.workflows.field import init_field_wf
+from qsmpipe.workflows.inversion import init_inversion_wf
+from qsmpipe.workflows.mask import init_mask_wf
+from qsmpipe.workflows.phase import init_phase_wf
+from qsmpipe.workflows.reference import init_reference_wf
+from qsmpipe.workflows.relaxation import init_relaxation_wf
+from qsmpipe.workflows.unwrap import init_unwrap_wf
+
+INPUTS = (
+    "magnitude", "phase", "real", "imag", "phase_slope", "phase_intercept", "phase_sign",
+    "alternating", "echo_times", "field_strength", "mask", "region",
+)  # fmt: skip
+
+OUTPUTS = (
+    "chi", "unreferenced", "reference_value", "qsm_mask", "mask", "quality", "magnitude",
+    "combined", "phase", "unwrapped", "field", "noise", "local_field", "r2star", "t2star", "s0",
+    "b0_direction", "steps",
+)  # fmt: skip
+
+Choices = Mapping[str, Mapping[str, Mapping[str, Any]]]
+"""Stage to method to parameter to value."""
+
+
+def init_qsm_wf(
+    *,
+    echoes: int,
+    offset: str = "mcpc3ds",
+    mask: str = "threshold",
+    mask_erosion: float = 0.0,
+    unwrap: str = "romeo",
+    field: str = "nonlinear",
+    relaxation: str = "loglinear",
+    background: str = "vsharp",
+    inversion: str = "tv",
+    reference: str = "brain",
+    parameters: Choices | None = None,
+    omp_nthreads: int = 1,
+    use_gpu: bool = False,
+    name: str = "qsm_wf",
+) -> Workflow:
+    """Map susceptibility from the echoes of one gradient-echo acquisition.
+
+    Parameters
+    ----------
+    echoes : int
+        Number of echoes. With one there is neither an offset removal nor a relaxation fit.
+    offset, unwrap, field, relaxation, background, inversion : str
+        Methods: keys of :data:`qsmpipe.methods.METHODS`. ``offset`` and ``relaxation`` may be
+        ``"none"``.
+    mask : str
+        A mask method, several joined by ``&`` or ``|``, or ``"given"`` for the input ``mask``.
+    mask_erosion : float
+        Erode the brain mask by this much (mm).
+    reference : str
+        ``"brain"``, ``"none"``, or ``"region"`` for the mean over the input ``region``.
+    parameters : mapping, optional
+        Stage to method to parameter to value, where the default is not wanted:
+        ``{"inversion": {"tv": {"lambda_": 1e-4}}}``.
+    omp_nthreads : int
+        CPU threads of a node.
+    use_gpu : bool
+        Run what can on CUDA; each such node takes one GPU slot.
+    name : str
+        Name of the workflow.
+
+    Inputs
+    ------
+    magnitude, phase
+        Lists of files, one per echo, in the order of ``echo_times``. Phase is
+        ``phase_slope * value + phase_intercept`` (rad).
+    real, imag
+        Lists of files, instead of magnitude and phase.
+    phase_slope, phase_intercept, phase_sign, alternating
+        How to read the phase: to radians (1 and 0 by default), +1 or -1 (-1 where the scanner
+        counts precession the other way round, as GE does), and whether every second slice is
+        shifted by pi.
+    echo_times
+        Echo times (s).
+    field_strength
+        B0 (T): best the imaging frequency over 42.577478518 MHz/T.
+    mask
+        Brain mask on the same grid, with ``mask="given"``.
+    region
+        Mask of the reference region, with ``reference="region"``.
+
+    Outputs
+    -------
+    chi
+        Susceptibility (ppm), referenced; 0 outside ``qsm_mask``.
+    unreferenced
+        Susceptibility (ppm) before the reference was subtracted.
+    reference_value
+        What was subtracted (ppm).
+    qsm_mask
+        Where ``chi`` is trusted: the brain mask, eroded as the background removal needs.
+    mask, quality
+        Brain mask, and phase quality in [0, 1].
+    magnitude, phase
+        All echoes (echo last), phase in rad, wrapped, offset removed.
+    combined
+        Magnitude, root of the sum of squares over echoes.
+    unwrapped
+        Unwrapped phase of all echoes (rad).
+    field, noise, local_field
+        Total field, its standard deviation, and the field of the sources inside the mask (ppm).
+    r2star, t2star, s0
+        1/s, s, and the unit of the magnitude; undefined for one echo.
+    b0_direction
+        Unit vector along B0 in voxel axes.
+    steps
+        List of what was done: stage, method, parameters, convergence, warnings.
+    """
+    chosen = parameters or {}
+    threads = {"omp_nthreads": omp_nthreads, "use_gpu": use_gpu}
+    relax = relaxation != "none" and echoes > 1
+
+    workflow = Workflow(name=name)
+    inputnode = Node(IdentityInterface(fields=list(INPUTS)), name="inputnode")
+    outputnode = Node(IdentityInterface(fields=list(OUTPUTS)), name="outputnode")
+
+    def one(stage: str, method: str) -> Mapping[str, Any]:
+        return chosen.get(stage, {}).get(method, {})
+
+    phase_wf = init_phase_wf(
+        echoes=echoes, offset=offset, parameters=one("offset", offset), **threads
+    )
+    mask_wf = init_mask_wf(
+        method=mask, parameters=chosen.get("mask", {}), erosion=mask_erosion, **threads
+    )
+    unwrap_wf = init_unwrap_wf(method=unwrap, parameters=one("unwrap", unwrap), **threads)
+    field_wf = init_field_wf(method=field, parameters=one("field", field), **threads)
+    background_wf = init_background_wf(
+        method=background, parameters=one("background", background), **threads
+    )
+    inversion_wf = init_inversion_wf(
+        method=inversion, parameters=one("inversion", inversion), **threads
+    )
+    reference_wf = init_reference_wf(method=reference)
+    steps = Node(Merge(7), name="steps")
+
+    workflow.connect([
+        (inputnode, phase_wf, [(x, f"inputnode.{x}") for x in (
+            "magnitude", "phase", "real", "imag", "phase_slope", "phase_intercept", "phase_sign",
+            "alternating", "echo_times")]),
+        (inputnode, mask_wf, [("echo_times", "inputnode.echo_times"),
+                              ("mask", "inputnode.mask_given")]),
+        (phase_wf, mask_wf, [("outputnode.magnitude", "inputnode.magnitude"),
+                             ("outputnode.phase", "inputnode.phase")]),
+        (inputnode, unwrap_wf, [("echo_times", "inputnode.echo_times")]),
+        (phase_wf, unwrap_wf, [("outputnode.magnitude", "inputnode.magnitude"),
+                               ("outputnode.phase", "inputnode.phase")]),
+        (mask_wf, unwrap_wf, [("outputnode.mask", "inputnode.mask")]),
+        (inputnode, field_wf, [("echo_times", "inputnode.echo_times"),
+                               ("field_strength", "inputnode.field_strength")]),
+        (phase_wf, field_wf, [("outputnode.magnitude", "inputnode.magnitude")]),
+        (mask_wf, field_wf, [("outputnode.mask", "inputnode.mask")]),
+        (unwrap_wf, field_wf, [("outputnode.phase", "inputnode.phase")]),
+        (phase_wf, background_wf, [("outputnode.b0_direction", "inputnode.b0_direction")]),
+        (mask_wf, background_wf, [("outputnode.mask", "inputnode.mask")]),
+        (field_wf, background_wf, [("outputnode.field", "inputnode.field"),
+                                   ("outputnode.noise", "inputnode.noise")]),
+        (phase_wf, inversion_wf, [("outputnode.b0_direction", "inputnode.b0_direction")]),
+        (field_wf, inversion_wf, [("outputnode.noise", "inputnode.noise")]),
+        (background_wf, inversion_wf, [("outputnode.field", "inputnode.field"),
+                                       ("outputnode.mask", "inputnode.mask")]),
+        (inputnode, reference_wf, [("region", "inputnode.region")]),
+        (inversion_wf, reference_wf, [("outputnode.chi", "inputnode.chi")]),
+        (background_wf, reference_wf, [("outputnode.mask", "inputnode.mask")]),
+        (phase_wf, steps, [("outputnode.steps", "in1")]),
+        (mask_wf, steps, [("outputnode.steps", "in2")]),
+        (unwrap_wf, steps, [("outputnode.step", "in3")]),
+        (field_wf, steps, [("outputnode.step", "in4")]),
+        (background_wf, steps, [("outputnode.step", "in6")]),
+        (inversion_wf, steps, [("outputnode.step", "in7")]),
+        (phase_wf, outputnode, [("outputnode.magnitude", "magnitude"),
+                                ("outputnode.combined", "combined"),
+                                ("outputnode.phase", "phase"),
+                                ("outputnode.b0_direction", "b0_direction")]),
+        (mask_wf, outputnode, [("outputnode.mask", "mask"), ("outputnode.quality", "quality")]),
+        (unwrap_wf, outputnode, [("outputnode.phase", "unwrapped")]),
+        (field_wf, outputnode, [("outputnode.field", "field"), ("outputnode.noise", "noise")]),
+        (background_wf, outputnode, [("outputnode.field", "local_field"),
+                                     ("outputnode.mask", "qsm_mask")]),
+        (inversion_wf, outputnode, [("outputnode.chi", "unreferenced")]),
+        (reference_wf, outputnode, [("outputnode.chi", "chi"),
+                                    ("outputnode.value", "reference_value")]),
+        (steps, outputnode, [("out", "steps")]),
+    ])  # fmt: skip
+    if relax:
+        relaxation_wf = init_relaxation_wf(
+            method=relaxation, parameters=one("relaxation", relaxation), **threads
+        )
+        workflow.connect([
+            (inputnode, relaxation_wf, [("echo_times", "inputnode.echo_times")]),
+            (phase_wf, relaxation_wf, [("outputnode.magnitude", "inputnode.magnitude")]),
+            (mask_wf, relaxation_wf, [("outputnode.mask", "inputnode.mask")]),
+            (relaxation_wf, steps, [("outputnode.step", "in5")]),
+            (relaxation_wf, outputnode, [("outputnode.r2star", "r2star"),
+                                         ("outputnode.t2star", "t2star"),
+                                         ("outputnode.s0", "s0")]),
+        ])  # fmt: skip
+    return workflow
