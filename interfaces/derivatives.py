@@ -24,6 +24,7 @@ class _WriteDerivativesInputSpec(BaseInterfaceInputSpec):
     output_dir = traits.Directory(mandatory=True, desc="root of the derivative dataset")
     intermediates = traits.Bool(False, usedefault=True, desc="write intermediate maps as well")
     reference = traits.Str("brain", usedefault=True, desc="what susceptibility is relative to")
+    software = traits.Dict(desc="package to version")
     chi = File(exists=True, desc="susceptibility (ppm), referenced")
     unreferenced = File(exists=True, desc="susceptibility (ppm) before referencing")
     reference_value = traits.Float(desc="what was subtracted (ppm)")
@@ -31,6 +32,7 @@ class _WriteDerivativesInputSpec(BaseInterfaceInputSpec):
     mask = File(exists=True, desc="brain mask")
     quality = File(exists=True, desc="phase quality, 0 to 1")
     combined = File(exists=True, desc="magnitude of all echoes combined")
+    offset = File(exists=True, desc="phase offset of all echoes (rad)")
     unwrapped = File(exists=True, desc="unwrapped phase of all echoes (rad)")
     field = File(exists=True, desc="total field (ppm)")
     noise = File(exists=True, desc="standard deviation of the total field (ppm)")
@@ -80,6 +82,7 @@ class WriteDerivatives(SimpleInterface):
                 steps=inputs.steps,
                 reference=inputs.reference,
                 reference_value=inputs.reference_value,
+                software=inputs.software if isdefined(inputs.software) else None,
             )
             text = json.dumps(sidecar, indent=2) + "\n"
             target.with_name(target.name.replace(".nii.gz", ".json")).write_text(text)

@@ -125,6 +125,10 @@ OUTPUTS: dict[str, Output] = {
         "fieldmap", "noise", "Standard deviation of the total field", "Hz", datatype="fmap",
         desc="noise", stages=("field",), intermediate=True,
     ),
+    "offset": Output(
+        "T2starw", "offset", "Phase offset common to all echoes, removed before the fit", "rad",
+        part="phase", desc="offset", stages=("offset",), intermediate=True,
+    ),
     "unwrapped": Output(
         "T2starw", "unwrapped", "Unwrapped phase of all echoes, in the order of EchoTime", "rad",
         part="phase", desc="unwrapped", stages=("offset", "unwrap"), intermediate=True,

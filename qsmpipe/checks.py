@@ -1016,14 +1016,18 @@ def _check_filtered(
 ) -> None:
     """Phase of a long echo that stays near 0 all over the head, or that never wraps."""
     name = acquisition.relative(acquisition.signal[-1])
-    inside = last[2][scan.head[2]]
-    mean = complex(inside.mean()) if inside.size else 0j
-    if abs(mean) > 0.85 and abs(math.atan2(mean.imag, mean.real)) < 0.3:
+    # Means over short lines leave noise and fine structure out: what is left is what a high-pass
+    # filter takes away. Simulated heads at 3 T and 7 T have 0.1 to 0.5, filtered ones 0.6 to 0.9.
+    run = min(6, last[2].shape[2])
+    signal = (last[2] * scan.head[2])[..., : last[2].shape[2] // run * run]
+    means = signal.reshape(*signal.shape[:2], -1, run).sum(-1)
+    mean = complex(means.sum() / max(float(np.abs(means).sum()), 1e-30))
+    if abs(mean) > 0.7 and abs(math.atan2(mean.imag, mean.real)) < 0.3:
         notes.warn(
             "filtered",
-            f"{name}: the phase stays near 0 all over the head (mean resultant "
-            f"{abs(mean):.2f}), where at this echo time it should have wrapped: high-pass "
-            "filtered, as exported with SWI? Export unfiltered phase",
+            f"{name}: the phase stays near 0 all over the head (its smooth part "
+            f"agrees with 0 to {100 * abs(mean):.0f} %), where at this echo time it should have "
+            "wrapped: high-pass filtered, as exported with SWI? Export unfiltered phase",
         )
     elif not acquisition.is_complex and "taken as one turn" in rule.text:
         steps = [

@@ -305,9 +305,7 @@ def scan(recipe: Recipe) -> tuple[Simulation, Tensor]:
     return scanned, _majority(drawn.labels[seen], factor)
 
 
-def _whole(
-    grid: GridRecipe, tilt: np.ndarray
-) -> tuple[np.ndarray, tuple[int, int, int], Window]:
+def _whole(grid: GridRecipe, tilt: np.ndarray) -> tuple[np.ndarray, tuple[int, int, int], Window]:
     """Affine and shape of a grid that holds the whole head, and the acquired window in it."""
     corners = np.array(list(product(*zip(*HEAD_BOX, strict=True)))) @ tilt.T
     to_voxel = np.linalg.inv(grid.affine)
@@ -370,9 +368,7 @@ def _write_acquisition(
     recipe: Recipe, acquisition: Acquisition, scanned: Simulation, root: Path
 ) -> None:
     scale = PEAK / scanned.signal[0].abs().max().item()
-    signal = add_noise(
-        scanned.signal, scanned.mask, snr=recipe.scan.snr, seed=acquisition.seed
-    )
+    signal = add_noise(scanned.signal, scanned.mask, snr=recipe.scan.snr, seed=acquisition.seed)
     if acquisition.conjugate:
         signal = signal.conj().resolve_conj()
     if acquisition.alternating:

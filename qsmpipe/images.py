@@ -1,7 +1,7 @@
 """The door between NIfTI files and tensors: nothing else reads or writes an image."""
 
-import zlib
 import gzip
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, cast
@@ -147,9 +147,7 @@ def load(
     return data.to(device=device, dtype=dtype)
 
 
-def stack(
-    paths: Sequence[str | Path], *, device: str | torch.device = "cpu"
-) -> Tensor:
+def stack(paths: Sequence[str | Path], *, device: str | torch.device = "cpu") -> Tensor:
     """Read one image per echo as (E, X, Y, Z); all must share the first one's grid."""
     return torch.stack([_volume(load(path, like=paths[0], device=device)) for path in paths])
 

@@ -44,9 +44,10 @@ METHODS: dict[str, dict[str, Method]] = {
         "laplacian": Method(
             "unwrap.laplacian:laplacian",
             "Laplacian",
-            "Laplacian; smooth, not exact to multiples of 2 pi",
-            "Phase was unwrapped by the Laplacian method.",
-            ("schofield2003",),
+            "Laplacian (least squares in the mask); smooth, not exact to multiples of 2 pi",
+            "Phase was unwrapped by the Laplacian method, in the least-squares sense within the "
+            "mask.",
+            ("schofield2003", "ghiglia1994"),
         ),
         "romeo": Method(
             "unwrap.romeo:romeo",
@@ -119,7 +120,8 @@ METHODS: dict[str, dict[str, Method]] = {
             "background.sharp:vsharp",
             "VSharp",
             "V-SHARP: spherical mean values of varying radius",
-            "Background fields were removed by V-SHARP (largest radius {max_radius} mm).",
+            "Background fields were removed by V-SHARP (ball radii {radii} mm, threshold "
+            "{threshold}).",
             ("schweser2011", "wu2012"),
         ),
         "resharp": Method(
@@ -133,7 +135,8 @@ METHODS: dict[str, dict[str, Method]] = {
             "background.pdf:pdf",
             "PDF",
             "PDF: projection onto dipoles outside the mask; keeps the edge",
-            "Background fields were removed by projection onto dipole fields.",
+            "Background fields were removed by projection onto the fields of dipoles outside "
+            "the mask (PDF, conjugate gradients, tolerance {tolerance}).",
             ("liu2011",),
         ),
     },

@@ -4,13 +4,17 @@ import dataclasses
 import difflib
 import inspect
 import keyword
+import os
+import platform
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from qsmpipe import __version__
 from qsmpipe.methods import METHODS, function_of, method, parameters_of
 
 STAGES = ("offset", "mask", "unwrap", "field", "relaxation", "background", "inversion")
@@ -278,3 +282,16 @@ def _fitting(stage: str, name: str, key: str, value: Any) -> Any:
         )
         raise ValueError(msg)
     return value
+
+
+def versions() -> dict[str, str]:
+    """What computed the maps."""
+    found = {"qsmpipe": __version__, "python": platform.python_version()}
+    for package in ("nipype", "nibabel", "numpy", "scipy", "torch", "numba", "pybids"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    if container := os.environ.get("QSMPIPE_CONTAINER"):
+        found["container"] = container
+    return found

@@ -203,7 +203,7 @@ def test_the_methods_text_comes_without_a_run(
         (["{data}", "/proc/out", "participant", "--skip-bids-validation"], 73, "cannot write"),
         (["{data}", "{out}", "participant", "--participant-label", "99"], 18, ""),
         (["{data}", "{out}", "participant", "--device", "cuda"], 64, "no CUDA device"),
-        (["{data}", "{out}", "participant", "--mask", "given"], 66, "--derivatives"),
+        (["{data}", "{out}", "participant", "--mask", "given"], 64, "--derivatives"),
         (["{data}", "{out}", "participant", "--config_file", "/nowhere"], 64, "TOML"),
     ],
 )

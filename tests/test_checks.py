@@ -643,6 +643,24 @@ def test_the_siemens_phase_difference_is_refused(tmp_path: Path) -> None:
     assert "MRAcquisitionType 2D" in found.warnings[0].message
 
 
+@pytest.mark.parametrize(("units", "level"), [("arbitrary", "warning"), ("rad", "error")])
+def test_a_slope_applied_twice_is_told(units: str, level: str, tmp_path: Path) -> None:
+    folder = real("romeo-small") / "clearswi"
+    for name, part in (("Mag", "mag"), ("Phase", "phase")):
+        old = nb.load(folder / f"{name}.nii")
+        for echo in (1, 2, 3):
+            path = save(old.get_fdata()[..., echo - 1], image(tmp_path, echo, part), old.affine)
+            content = {"EchoTime": 0.004 * echo, "Units": units, "MagneticFieldStrength": 7,
+                       "Manufacturer": "Siemens"}  # fmt: skip
+            path.with_name(path.name.replace(".nii.gz", ".json")).write_text(json.dumps(content))
+    found = look(tmp_path)
+    (finding,) = found.findings
+    assert (finding.level, finding.check) == (level, "phase-scale")
+    assert "values -0.00367438 to 0.00367438" in finding.message
+    if level == "warning":
+        assert found.phase_slope == pytest.approx(math.pi / 0.00367438, rel=1e-4)
+
+
 @pytest.mark.parametrize("units", ["Hz", "arbitrary"])
 def test_the_ge_field_map_is_refused(units: str, tmp_path: Path) -> None:
     folder = real("ge-fieldmap") / "reference"

@@ -59,6 +59,9 @@ def test_siemens_integers_become_radians() -> None:
         to_radians(raw, slope=2 * math.pi / 4096, intercept=-math.pi), expected
     )
 
+    conjugate = to_radians(raw, slope=2 * math.pi / 4096, intercept=-math.pi, sign=-1)
+    torch.testing.assert_close(conjugate[1:], -expected[1:])
+
 
 def test_a_negative_sign_conjugates() -> None:
     phase = 3 * torch.rand(SHAPE, generator=torch.Generator().manual_seed(0)) - 1.5
@@ -126,6 +129,8 @@ def test_noise_one_jump_and_too_few_slices_are_no_alternation() -> None:
     jump = torch.zeros(8, 8, 6)
     jump[..., 3:] = math.pi
     assert not alternates(jump, magnitude=torch.ones_like(jump))
+    half = math.pi * (torch.arange(16) % 2) * (torch.arange(16) < 9)
+    assert not alternates(half.expand(8, 8, 16), magnitude=torch.ones(8, 8, 16))
     assert not alternates(jump[..., :3])
     assert not alternates(torch.zeros(8, 8, 6))
     with pytest.raises(ValueError, match="different grids"):

@@ -424,13 +424,13 @@ def test_romeo_agrees_with_another_unwrapper_on_a_real_brain():
         echo_times=(0.004, 0.008, 0.012),
         individual=True,
     )
-    for echo in range(2):
+    for echo in range(3):
         masked = np.ma.array(phase[echo].numpy(), mask=~mask.numpy())
         other = torch.from_numpy(np.asarray(restoration.unwrap_phase(masked, rng=0)))
         difference = turns(unwrapped[echo], other, mask)
         whole = difference.round()
         assert (difference - whole).abs().max() < 1e-3
-        assert (whole == whole.median()).float().mean() > 0.98
+        assert (whole == whole.median()).float().mean() > 0.99
 
 
 # Laplacian
@@ -453,9 +453,10 @@ def test_laplacian_recovers_a_ramp_and_averages_noise():
     truth, mask = 0.6 * ramp(shape, zooms), holed(shape)
     assert_same_up_to_a_turn(laplacian(wrap(truth), mask, zooms), truth, mask, atol=0.02)
     _, phase = noisy(truth, 10)
-    error = turns(laplacian(phase, mask, zooms), truth, mask)
+    unwrapped = laplacian(phase, mask, zooms)
+    error = turns(unwrapped, truth, mask)
     assert (error - error.median().round()).abs().mean() * TWO_PI < 0.15
-    assert np.corrcoef(laplacian(phase, mask, zooms)[mask], truth[mask])[0, 1] > 0.999
+    assert np.corrcoef(unwrapped[mask], truth[mask])[0, 1] > 0.999
 
 
 def test_laplacian_solves_the_least_squares_system():

@@ -11,7 +11,7 @@ from qsmpipe import __version__
 from qsmpipe.checks import Examination
 from qsmpipe.interfaces.derivatives import WriteDerivatives
 from qsmpipe.interfaces.reports import Reportlets
-from qsmpipe.settings import STAGES, Settings
+from qsmpipe.settings import STAGES, Settings, versions
 from qsmpipe.workflows.qsm import OUTPUTS, init_qsm_wf
 
 VOLUMES = {"unwrap": 8, "inversion": 30, "background": 20}
@@ -122,6 +122,7 @@ def init_acquisition_wf(
             output_dir=settings.output_dir,
             intermediates=settings.intermediates,
             reference=settings.reference,
+            software=versions(),
         ),
         name="derivatives",
     )

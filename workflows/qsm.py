@@ -22,7 +22,7 @@ INPUTS = (
 
 OUTPUTS = (
     "chi", "unreferenced", "reference_value", "qsm_mask", "mask", "quality", "magnitude",
-    "combined", "phase", "unwrapped", "field", "noise", "local_field", "r2star", "t2star", "s0",
+    "combined", "phase", "offset", "unwrapped", "field", "noise", "local_field", "r2star", "t2star", "s0",
     "b0_direction", "steps",
 )  # fmt: skip
 
@@ -108,6 +108,8 @@ def init_qsm_wf(
         All echoes (echo last), phase in rad, wrapped, offset removed.
     combined
         Magnitude, root of the sum of squares over echoes.
+    offset
+        The phase offset that was removed (rad); undefined where none was.
     unwrapped
         Unwrapped phase of all echoes (rad).
     field, noise, local_field
@@ -120,7 +122,7 @@ def init_qsm_wf(
         List of what was done: stage, method, parameters, convergence, warnings.
     """
     chosen = parameters or {}
-    threads = {"omp_nthreads": omp_nthreads, "use_gpu": use_gpu}
+    threads: dict[str, Any] = {"omp_nthreads": omp_nthreads, "use_gpu": use_gpu}
     relax = relaxation != "none" and echoes > 1
 
     workflow = Workflow(name=name)
@@ -184,6 +186,7 @@ def init_qsm_wf(
         (phase_wf, outputnode, [("outputnode.magnitude", "magnitude"),
                                 ("outputnode.combined", "combined"),
                                 ("outputnode.phase", "phase"),
+                                ("outputnode.offset", "offset"),
                                 ("outputnode.b0_direction", "b0_direction")]),
         (mask_wf, outputnode, [("outputnode.mask", "mask"), ("outputnode.quality", "quality")]),
         (unwrap_wf, outputnode, [("outputnode.phase", "unwrapped")]),

@@ -1,22 +1,20 @@
 """One run: find, examine, say or do, report."""
 
 import json
-import os
-import platform
 import sys
 import time
 import uuid
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from qsmpipe import __version__, bids, checks
+from qsmpipe import bids, checks
 from qsmpipe.bids import Acquisition
-from qsmpipe.checks import Examination
+from qsmpipe.checks import Examination, Finding
 from qsmpipe.cli.errors import Exit, Failure
 from qsmpipe.cli.parser import Request
-from qsmpipe.settings import Settings
+from qsmpipe.settings import Settings, versions
 
 Record = dict[str, Any]
 
@@ -41,12 +39,7 @@ def run(request: Request) -> Exit:
 
     _validate(settings)
     acquisitions = _find(settings)
-    examinations = _examine(acquisitions, settings)
-    given = {
-        e.acquisition.name: files
-        for e in examinations
-        if (files := _given(e, settings)) is not None
-    }
+    examinations, given = _with_given(_examine(acquisitions, settings), settings)
     if request.dry_run:
         _say(examinations, settings)
         return Exit.OK if any(not e.errors for e in examinations) else Exit.BAD_DATA
@@ -104,19 +97,6 @@ def run(request: Request) -> Exit:
     return Exit.OK if done == len(records) else Exit.FAILURE
 
 
-def versions() -> dict[str, str]:
-    """What computed the maps."""
-    found = {"qsmpipe": __version__, "python": platform.python_version()}
-    for package in ("nipype", "nibabel", "numpy", "scipy", "torch", "numba", "pybids"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    if container := os.environ.get("QSMPIPE_CONTAINER"):
-        found["container"] = container
-    return found
-
-
 def _line(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
@@ -132,8 +112,6 @@ def _plain_steps(steps: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _absolute(settings: Settings) -> Settings:
-    from dataclasses import replace  # noqa: PLC0415
-
     paths = ("bids_dir", "output_dir", "work_dir")
     return replace(
         settings,
@@ -173,6 +151,8 @@ def _prepare_output(output: Path, settings: Settings) -> None:
         bids.write_description(output, Path(settings.bids_dir))
         (output / "logs" / "config.toml").write_text(settings.as_toml())
         Path(settings.work_dir).mkdir(parents=True, exist_ok=True)
+    except ValueError as error:
+        raise Failure(Exit.USAGE, str(error)) from error
     except OSError as error:
         raise Failure(
             Exit.CANNOT_CREATE,
@@ -184,7 +164,10 @@ def _prepare_output(output: Path, settings: Settings) -> None:
 def _validate(settings: Settings) -> None:
     if settings.skip_bids_validation:
         return
-    errors = bids.validate(Path(settings.bids_dir))
+    try:
+        errors = bids.validate(Path(settings.bids_dir))
+    except ValueError as error:
+        raise Failure(Exit.INVALID_BIDS, str(error)) from error
     if errors is None:
         _line("bids-validator-deno is not installed: the dataset's BIDS names are not validated")
     elif errors:
@@ -238,27 +221,44 @@ def _examine(acquisitions: list[Acquisition], settings: Settings) -> list[Examin
     ]
 
 
-def _given(examination: Examination, settings: Settings) -> dict[str, Path] | None:
-    """Masks of the user that the settings ask for; a missing one ends the run."""
-    wanted = {}
-    if settings.mask == "given":
-        wanted["mask"] = None
+def _with_given(
+    examinations: list[Examination], settings: Settings
+) -> tuple[list[Examination], dict[str, dict[str, Path]]]:
+    """Add the user's own masks, where the settings ask for them; without one it is refused."""
+    wanted: dict[str, str | None] = {"mask": None} if settings.mask == "given" else {}
     reference, _, label = settings.reference.partition(":")
     if reference == "region":
         wanted["region"] = label
-    files = {}
-    for name, region in wanted.items():
-        folders = [Path(path) for path in settings.derivatives.values()]
-        found = bids.find_mask(folders, examination.acquisition, label=region)
-        if found is None:
-            what = f"mask with label or desc {region!r}" if region else "brain mask"
-            raise Failure(
-                Exit.NO_INPUT,
-                f"{examination.acquisition.name}: no {what} in --derivatives "
-                f"({', '.join(map(str, folders)) or 'none given'})",
-            )
-        files[name] = found
-    return files or None
+    folders = [Path(path) for path in settings.derivatives.values()]
+    if wanted and not folders:
+        raise Failure(
+            Exit.USAGE,
+            f"{' and '.join(wanted)} shall come from masks of yours: name their datasets with "
+            "--derivatives NAME=DIR",
+        )
+    given: dict[str, dict[str, Path]] = {}
+    examined = []
+    for examination in examinations:
+        acquisition, findings = examination.acquisition, []
+        for name, region in wanted.items():
+            try:
+                path = bids.find_mask(folders, acquisition, label=region)
+            except ValueError as error:
+                findings.append(Finding("error", name, str(error)))
+                continue
+            if path is None:
+                what = f"mask with label or desc {region!r}" if region else "brain mask"
+                findings.append(Finding(
+                    "error",
+                    name,
+                    f"{acquisition.name}: no {what} in {', '.join(map(str, folders))}: name it "
+                    "after the acquisition, as in sub-01_desc-brain_mask.nii.gz",
+                ))  # fmt: skip
+                continue
+            findings += checks.examine_mask(path, acquisition)
+            given.setdefault(acquisition.name, {})[name] = path
+        examined.append(replace(examination, findings=(*examination.findings, *findings)))
+    return examined, given
 
 
 def _record(examination: Examination) -> Record:
@@ -307,13 +307,12 @@ def _write_records(output: Path, records: Mapping[str, Record], run_record: Reco
 def _write_reports(output: Path, subjects: set[str] | None = None) -> Exit:
     from qsmpipe.reports.boilerplate import write_boilerplate  # noqa: PLC0415
     from qsmpipe.reports.page import build_index, build_subject  # noqa: PLC0415
+    from qsmpipe.reports.records import read_records, read_run  # noqa: PLC0415
 
-    folder = output / "logs" / "acquisitions"
-    records = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    records = read_records(output)
     if not records:
         raise Failure(Exit.NO_FILES, f"{output}: no results of an earlier run to report on")
-    run_record = json.loads((output / "logs" / "run.json").read_text())
-    write_boilerplate(output, records, run_record)
+    write_boilerplate(output, records, read_run(output))
     for subject in sorted({record["subject"] for record in records}):
         if subjects is None or subject in subjects:
             build_subject(output, subject)

@@ -24,8 +24,8 @@ from qsmpipe.numerics.units import GAMMA
 from qsmpipe.reports.maps import Maps
 
 SAGITTAL, CORONAL, AXIAL = 0, 1, 2
-WIDTH = 1400
-"""Width of a figure (pixels)."""
+WIDTH, BAR = 1400, 96
+"""Width of a figure and of the colour bar's column in it (pixels)."""
 WIDE, TIGHT = 14.0, 2.0
 """What is shown around the brain mask (mm): of images of the head, of maps known inside it."""
 STRAY = 0.001
@@ -73,8 +73,8 @@ class View:
         What is shown, in reordered voxels.
     span : tuple of (int, int)
         First and last slice worth showing on each axis, counted in the box.
-    origin : tuple of float
-        Scanner coordinate of the box's first slice on each axis (mm).
+    origin, pitch : tuple of float
+        Scanner coordinate of the box's first slice on each axis, and what a slice adds (mm).
     """
 
     order: tuple[int, int, int]
@@ -83,6 +83,7 @@ class View:
     box: tuple[slice, slice, slice]
     span: tuple[tuple[int, int], ...]
     origin: tuple[float, float, float]
+    pitch: tuple[float, float, float]
 
     @classmethod
     def of(
@@ -132,7 +133,8 @@ class View:
             start = box[world].start
             voxel[axis] = start if signs[world] > 0 else shape[axis] - 1 - start
             origin.append(float(affine[world, :3] @ voxel + affine[world, 3]))
-        return cls(order, signs, zooms, tuple(box), tuple(span), tuple(origin))  # type: ignore[arg-type]
+        pitch = [abs(float(affine[world, axis])) for world, axis in enumerate(order)]
+        return cls(order, signs, zooms, tuple(box), tuple(span), tuple(origin), tuple(pitch))  # type: ignore[arg-type]
 
     def crop(self, volume: np.ndarray) -> np.ndarray:
         """Cut out what is shown, axes towards right, anterior and superior."""
@@ -148,7 +150,7 @@ class View:
 
     def place(self, plane: int, cut: int) -> str:
         """Scanner coordinate of a slice, as in ``R 12 mm``."""
-        where = round(self.origin[plane] + cut * self.zooms[plane])
+        where = round(self.origin[plane] + cut * self.pitch[plane])
         return f"{('RL', 'AP', 'SI')[plane][where < 0]} {abs(where)} mm"
 
     def size(self, plane: int) -> tuple[float, float]:
@@ -197,7 +199,7 @@ class Paint:
     def __call__(self, values: np.ndarray) -> np.ndarray:
         """Turn values into colours (..., 3)."""
         low, high = self.window
-        scaled = np.clip((np.nan_to_num(values) - low) / (high - low), 0, 1)
+        scaled = np.clip((_finite(values) - low) / (high - low), 0, 1)
         return self.colourmap(scaled)[..., :3]
 
 
@@ -265,9 +267,9 @@ def draw_magnitude(maps: Maps, view: View, folder: Path) -> Picture | None:
     """Draw the magnitude in three planes with the outlines of both masks."""
     if maps.magnitude is None:
         return None
-    first = np.nan_to_num(maps.magnitude[0])
+    first = _finite(maps.magnitude[0])
     several = len(maps.magnitude) > 1
-    squares = (np.square(np.nan_to_num(echo)) for echo in maps.magnitude)
+    squares = (np.square(_finite(echo)) for echo in maps.magnitude)
     values = np.sqrt(sum(squares)) if several else first
     paint = Paint("gray", (0.0, _top(values, maps.mask, 99.5, 1.15)), "arbitrary unit")
     mosaic = Mosaic(legend=_outline_legend(maps))
@@ -421,7 +423,7 @@ def draw_susceptibility(maps: Maps, view: View, folder: Path) -> Picture | None:
     if maps.chi is None:
         return None
     paint = Paint("gray", CHI_WINDOW, "ppm", (-0.1, -0.05, 0, 0.05, 0.1))
-    chi = np.where(maps.mask, np.nan_to_num(maps.chi), 0)
+    chi = np.where(maps.mask, _finite(maps.chi), 0)
     tint = maps.eroded
     rows = _planes(chi, view, paint, count=10, planes=(AXIAL,), known=maps.mask, tint=tint)
     axial = [rows[0][:5], rows[0][5:]]
@@ -449,7 +451,7 @@ def draw_susceptibility_wide(maps: Maps, view: View, folder: Path) -> Picture | 
     if maps.chi is None:
         return None
     paint = Paint("gray", WIDE_WINDOW, "ppm", (-0.2, -0.1, 0, 0.1, 0.2))
-    chi = np.where(maps.mask, np.nan_to_num(maps.chi), 0)
+    chi = np.where(maps.mask, _finite(maps.chi), 0)
     rows = [
         panel
         for row in _planes(chi, view, paint, count=1, known=maps.mask, tint=maps.eroded)
@@ -551,6 +553,11 @@ def _draw_field(
         f"{RADIOLOGICAL}",
         "Field",
     )
+
+
+def _finite(values: np.ndarray) -> np.ndarray:
+    """Take what is not finite for 0."""
+    return np.nan_to_num(values, posinf=0.0, neginf=0.0)
 
 
 def _top(values: np.ndarray, mask: np.ndarray, percentile: float, factor: float) -> float:
@@ -666,25 +673,30 @@ def _layout(rows: list[list[Panel]], width: int, tallest: int) -> Iterator[tuple
 
 
 def _render(mosaic: Mosaic, paint: Paint, path: Path) -> None:
-    bar = 96
-    placed = list(_layout(mosaic.rows, WIDTH - bar, mosaic.tallest))
+    placed = list(_layout(mosaic.rows, WIDTH - BAR, mosaic.tallest))
     body = max(top + h for _, (_, top, _, h) in placed) + LINE + GAP
     height = round(body + (LINE + 4 if mosaic.legend else 0))
     figure = _figure(WIDTH, height)
-    for panel, (left, top, w, h) in placed:
-        axes = figure.add_axes((left / WIDTH, 1 - (top + h) / height, w / WIDTH, h / height))
-        _fill(axes, panel, paint)
-    _colour_bar(figure, paint, body, height)
-    left = 14.0
+    axes = figure.add_axes((0, 0, 1, 1))  # one for all slices, in pixels: many are slow
+    axes.set_axis_off()
+    for panel, place in placed:
+        _fill(axes, panel, place, nearest=paint.nearest)
+    left, middle = 14.0, body + LINE / 2 - 2
     for colour, text in mosaic.legend:
-        y = 1 - (body + LINE / 2 - 2) / height
-        figure.text(left / WIDTH, y, "■", color=colour, fontsize=FONT + 2, va="center")
-        figure.text((left + 20) / WIDTH, y, text, color=INK, fontsize=FONT, va="center")
+        axes.text(left, middle, "\N{BLACK SQUARE}", color=colour, fontsize=FONT + 2, va="center")
+        axes.text(left + 20, middle, text, color=INK, fontsize=FONT, va="center")
         left += 50 + 8.6 * len(text)
+    axes.set_xlim(0, WIDTH)
+    axes.set_ylim(height, 0)
+    _colour_bar(figure, paint, body, height)
     _save(figure, paint, path)
 
 
-def _fill(axes: Any, panel: Panel, paint: Paint) -> None:
+def _fill(
+    axes: Any, panel: Panel, place: tuple[float, float, float, float], *, nearest: bool
+) -> None:
+    """Draw one slice with its outlines and letters."""
+    left, top, w, h = place
     image = panel.image.copy()
     if panel.dark is not None:
         image[panel.dark] = 0
@@ -693,44 +705,29 @@ def _fill(axes: Any, panel: Panel, paint: Paint) -> None:
     rows, columns = image.shape[:2]
     axes.imshow(
         image,
-        interpolation="nearest" if paint.nearest else "auto",
+        interpolation="nearest" if nearest else "auto",
         aspect="auto",
-        extent=(0, columns, rows, 0),
+        extent=(left, left + w, top + h, top),
     )
     for mask, colour in panel.outlines:
         if mask.any() and not mask.all() and min(mask.shape) > 1:
             axes.contour(
-                np.arange(columns) + 0.5, np.arange(rows) + 0.5, mask.astype(np.float32),
-                levels=[0.5], colors=[colour], linewidths=1.1,
-            )  # fmt: skip
-    axes.set_xlim(0, columns)
-    axes.set_ylim(rows, 0)
-    axes.set_axis_off()
+                left + (np.arange(columns) + 0.5) * w / columns,
+                top + (np.arange(rows) + 0.5) * h / rows,
+                mask.astype(np.float32),
+                levels=[0.5],
+                colors=[colour],
+                linewidths=1.1,
+            )
     first, last = ("A", "P") if panel.plane == SAGITTAL else ("R", "L")
-    for x, letter, align in ((0.02, first, "left"), (0.98, last, "right")):
-        axes.text(
-            x,
-            0.98,
-            letter,
-            transform=axes.transAxes,
-            color=INK,
-            fontsize=FONT - 1,
-            fontweight="bold",
-            ha=align,
-            va="top",
-            path_effects=[withStroke(linewidth=2.5, foreground=PAPER)],
-        )
-    axes.annotate(
-        panel.note,
-        (0.5, 0),
-        (0, -3),
-        xycoords="axes fraction",
-        textcoords="offset points",
-        color=FAINT,
-        fontsize=FONT - 1.5,
-        ha="center",
+    halo = [withStroke(linewidth=2.5, foreground=PAPER)]
+    style = {"color": INK, "fontsize": FONT - 1, "fontweight": "bold", "path_effects": halo}
+    axes.text(left + 4, top + 4, first, ha="left", va="top", **style)
+    axes.text(left + w - 4, top + 4, last, ha="right", va="top", **style)
+    axes.text(
+        left + w / 2, top + h + 5, panel.note, color=FAINT, fontsize=FONT - 1.5, ha="center",
         va="top",
-    )
+    )  # fmt: skip
 
 
 def _colour_bar(figure: Figure, paint: Paint, body: float, height: float) -> None:

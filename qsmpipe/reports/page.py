@@ -361,7 +361,8 @@ def _figure(value: Any) -> str:
     elif abs(value) < 1e6:
         digits = 3 - math.floor(math.log10(abs(value)))
         text = f"{value:,.{min(max(digits, 0), 6)}f}"
-        text = "0" if not float(text.replace(",", "")) else text
+        text = text.rstrip("0").rstrip(".") if "." in text else text
+        text = "0" if text == "-0" else text
     else:
         text = f"{value:.3e}"
     return text.replace(",", "\N{NARROW NO-BREAK SPACE}").replace("-", "\N{MINUS SIGN}")

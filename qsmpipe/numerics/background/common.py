@@ -1,11 +1,11 @@
 """What every method of the stage shares: its result, its checks, the box it works in."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from qsmpipe.numerics.fourier import Zooms
 from qsmpipe.numerics.solvers import Convergence
 
 
@@ -42,8 +42,7 @@ def known_field(field: Tensor, mask: Tensor) -> Tensor:
         raise ValueError(msg)
     known = torch.where(mask, field, 0)
     if not known.isfinite().all():
-        lost = int((~known.isfinite()).flatten(0, -4).any(0).sum() if known.ndim > 3
-                   else (~known.isfinite()).sum())  # fmt: skip
+        lost = int((~known.isfinite()).reshape(-1, *mask.shape).any(0).sum())
         msg = (
             f"field is not finite in {lost} of the mask's {int(mask.sum())} voxels: "
             "take them out of the mask"
@@ -72,10 +71,18 @@ def in_place(part: Tensor, box: tuple[slice, slice, slice], like: Tensor) -> Ten
     return whole
 
 
-def least_radius(zooms: Zooms) -> float:
-    """Radius (mm) of the smallest ball that reaches a neighbour along every axis.
-
-    A smaller one is a disc, a rod or a single voxel, over which a harmonic field has no mean
-    value property.
-    """
-    return max(zooms)
+def one_by_one(
+    solve: Callable[[Tensor], tuple[Tensor, Convergence]], fields: Tensor
+) -> tuple[Tensor, Convergence]:
+    """Solve for each (X, Y, Z) of (..., X, Y, Z); tell how the slowest of them ended."""
+    if fields.ndim == 3:
+        return solve(fields)
+    results = [solve(field) for field in fields.reshape(-1, *fields.shape[-3:])]
+    ends = [end for _, end in results]
+    slowest = Convergence(
+        all(end.converged for end in ends),
+        max(end.iterations for end in ends),
+        max(end.change for end in ends),
+        ends[0].tolerance,
+    )
+    return torch.stack([local for local, _ in results]).reshape(fields.shape), slowest

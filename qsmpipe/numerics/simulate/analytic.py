@@ -7,9 +7,10 @@ air in the sinuses, bone, a folded cortex, ventricles, nuclei, veins.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
-from typing import NamedTuple, Protocol, TypeAlias
+from itertools import pairwise
+from typing import NamedTuple, Protocol, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -102,6 +103,10 @@ class Ellipsoid:
     axes: Point
     turn: float = 0.0
 
+    def mirrored(self) -> "Ellipsoid":
+        """Its like on the other side of the head."""
+        return replace(self, centre=_left(self.centre), turn=-self.turn)
+
     def box(self) -> tuple[Point, Point]:
         """Two opposite corners (mm)."""
         a, b, c = self.axes
@@ -125,6 +130,10 @@ class Tube:
     end: Point
     radius: float
 
+    def mirrored(self) -> "Tube":
+        """Its like on the other side of the head."""
+        return replace(self, start=_left(self.start), end=_left(self.end))
+
     def box(self) -> tuple[Point, Point]:
         """Two opposite corners (mm)."""
         low = [min(a, b) - self.radius for a, b in zip(self.start, self.end, strict=True)]
@@ -133,11 +142,18 @@ class Tube:
 
     def inside(self, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
         """Whether points (mm) lie in it."""
+        return self.depth(x, y, z) >= 0
+
+    def depth(self, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
+        """How deep (mm) points lie under its surface; negative outside."""
         dx, dy, dz = (b - a for a, b in zip(self.start, self.end, strict=True))
         x, y, z = (u - a for u, a in zip((x, y, z), self.start, strict=True))
         along = ((x * dx + y * dy + z * dz) / (dx**2 + dy**2 + dz**2)).clamp(0, 1)
-        distance = (x - along * dx) ** 2 + (y - along * dy) ** 2 + (z - along * dz) ** 2
-        return distance <= self.radius**2
+        squared = (x - along * dx) ** 2 + (y - along * dy) ** 2 + (z - along * dz) ** 2
+        return self.radius - squared.sqrt()
+
+
+Solid = TypeVar("Solid", Ellipsoid, Tube)
 
 
 def _around(centre: Point, half: Point) -> tuple[Point, Point]:
@@ -146,24 +162,19 @@ def _around(centre: Point, half: Point) -> tuple[Point, Point]:
     return (x - a, y - b, z - c), (x + a, y + b, z + c)
 
 
-def _mirrored(shape: Ellipsoid | Tube) -> Ellipsoid | Tube:
-    def flip(point: Point) -> Point:
-        return -point[0], point[1], point[2]
-
-    if isinstance(shape, Ellipsoid):
-        return Ellipsoid(flip(shape.centre), shape.axes, -shape.turn)
-    return Tube(flip(shape.start), flip(shape.end), shape.radius)
+def _left(point: Point) -> Point:
+    return -point[0], point[1], point[2]
 
 
-def _both(*shapes: Ellipsoid | Tube) -> list[Ellipsoid | Tube]:
-    return [side for shape in shapes for side in (shape, _mirrored(shape))]
+def _both(*shapes: Solid) -> list[Solid]:
+    return [side for shape in shapes for side in (shape, shape.mirrored())]
 
 
 def _line(radius: float, *points: Point) -> list[Tube]:
-    return [Tube(a, b, radius) for a, b in zip(points[:-1], points[1:], strict=True)]
+    return [Tube(a, b, radius) for a, b in pairwise(points)]
 
 
-FACE = [
+FACE: list[Ellipsoid | Tube] = [
     Ellipsoid((0, -3, -6), (76, 93, 62)),
     Ellipsoid((0, 38, -58), (60, 58, 62)),
     Ellipsoid((0, 62, -100), (38, 36, 30)),
@@ -172,9 +183,9 @@ FACE = [
     *_both(Ellipsoid((75, -12, -32), (7, 15, 28))),
 ]
 EYE_FAT = _both(Ellipsoid((30, 62, -26), (18, 20, 17)))
-EYES = [*_both(Ellipsoid((31, 66, -26), (12, 12, 12)))]
+EYES = _both(Ellipsoid((31, 66, -26), (12, 12, 12)))
 OPTIC_NERVES = _both(Tube((31, 56, -26), (8, 30, -21), 2))
-FACIAL_BONE = [
+FACIAL_BONE: list[Ellipsoid | Tube] = [
     Ellipsoid((0, 82, -8), (46, 10, 11)),
     Ellipsoid((0, 70, -76), (28, 22, 10)),
     *_both(
@@ -186,7 +197,7 @@ FACIAL_BONE = [
 ]
 SPINAL_CANAL = [Tube((0, -26, -60), (0, -42, -400), 9)]
 CORD = [Tube((0, -26, -66), (0, -42, -400), 5)]
-AIRWAY = [
+AIRWAY: list[Ellipsoid | Tube] = [
     *_both(Ellipsoid((6, 70, -55), (4.5, 30, 15))),
     Tube((0, 22, -62), (0, 12, -140), 8),
     Tube((0, 12, -140), (0, 8, -400), 8),
@@ -225,7 +236,7 @@ CALLOSUM = [
     Ellipsoid((0, -10, 26), (14, 12, 4)),
     Ellipsoid((0, -28, 21), (14, 9, 5)),
 ]
-VENTRICLES = [
+VENTRICLES: list[Ellipsoid | Tube] = [
     *_both(
         Tube((7, 34, 9), (9, 18, 16), 4.0),
         Tube((9, 18, 16), (12, -8, 19), 4.5),
@@ -237,16 +248,15 @@ VENTRICLES = [
     Tube((0, -16, -4), (0, -28, -24), 1.2),
     Ellipsoid((0, -29, -32), (7, 4, 9)),
 ]
-NUCLEI: list[tuple[Part, list[Ellipsoid | Tube]]] = [
+NUCLEI: list[tuple[Part, Sequence[Ellipsoid | Tube]]] = [
     (Part.HIPPOCAMPUS, _both(Ellipsoid((28, -4, -17), (6, 17, 6), 10))),
     (Part.THALAMUS, _both(Ellipsoid((11, -3, 8), (8, 14, 9), 15))),
     (
         Part.CAUDATE,
-        _both(
-            Ellipsoid((13, 30, 8), (5, 9, 8), 8),
-            Tube((14, 24, 14), (18, 0, 20), 3.0),
-            Tube((18, 0, 20), (26, -22, 17), 2.2),
-        ),
+        [
+            *_both(Ellipsoid((13, 30, 8), (5, 9, 8), 8)),
+            *_both(Tube((14, 24, 14), (18, 0, 20), 3.0), Tube((18, 0, 20), (26, -22, 17), 2.2)),
+        ],
     ),
     (Part.PUTAMEN, _both(Ellipsoid((27, 20, 3), (5, 16, 10), 10))),
     (Part.PALLIDUM, _both(Ellipsoid((19.5, 14, 1), (4.5, 9, 6.5), 18))),
@@ -291,7 +301,10 @@ VEINS = [
     Tube((0, -30, 14), (0, -38, 13), 2.0),
 ]
 LESIONS: list[tuple[Part, list[Ellipsoid]]] = [
-    (Part.CALCIFICATION, [Ellipsoid((-30, 34, 26), (5, 4, 4.5)), Ellipsoid((0, -32, 6), (3, 3, 3))]),
+    (
+        Part.CALCIFICATION,
+        [Ellipsoid((-30, 34, 26), (5, 4, 4.5)), Ellipsoid((0, -32, 6), (3, 3, 3))],
+    ),
     (
         Part.MICROBLEED,
         [
@@ -375,7 +388,9 @@ class _Canvas:
             self.labels[box].masked_fill_(hit, part)
 
 
-def _depth(shape: Ellipsoid, x: Tensor, y: Tensor, z: Tensor, below: float | None = None) -> Tensor:
+def _depth(
+    shape: Ellipsoid, x: Tensor, y: Tensor, z: Tensor, below: float | None = None
+) -> Tensor:
     """About how deep (mm) points lie under the surface of an ellipsoid; negative outside."""
     x, y, z = (u - c for u, c in zip((x, y, z), shape.centre, strict=True))
     a, b, c = shape.axes
@@ -385,17 +400,8 @@ def _depth(shape: Ellipsoid, x: Tensor, y: Tensor, z: Tensor, below: float | Non
     return (1 - radius) * radius / slope
 
 
-def _tube_depth(tube: Tube, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
-    dx, dy, dz = (b - a for a, b in zip(tube.start, tube.end, strict=True))
-    x, y, z = (u - a for u, a in zip((x, y, z), tube.start, strict=True))
-    along = ((x * dx + y * dy + z * dz) / (dx**2 + dy**2 + dz**2)).clamp(0, 1)
-    return tube.radius - (
-        (x - along * dx) ** 2 + (y - along * dy) ** 2 + (z - along * dz) ** 2
-    ).sqrt()
-
-
 def _cells(period: float, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
-    """A gyroid, bent: its zeros are sheets half a ``period`` (mm) apart, as folds are."""
+    """Evaluate a bent gyroid: its zeros are sheets half a ``period`` (mm) apart, as folds are."""
     bend = 0.25 * period
     x, y, z = (
         x + bend * torch.sin(y / 23 + 0.7) + 0.4 * bend * torch.sin(z / 11),
@@ -475,7 +481,7 @@ def _draw(canvas: _Canvas, brain: Tensor, *, lesions: bool) -> None:
     around.masked_fill_(depth > -3, Part.CSF)
     canvas.paint(Part.SINUS_VEIN, DURAL_SINUSES)
     _draw_brain(around, x, y, z, upper, lower, stem)
-    canvas.paint(Part.CISTERN, CISTERNS, over=(Part.WHITE, Part.CORTEX))
+    canvas.paint(Part.CISTERN, CISTERNS, over=(Part.WHITE, Part.CORTEX, Part.CSF))
     brain[box] = (depth > 0) & (around != Part.CISTERN)
     _draw_deep(canvas, lesions=lesions)
 
@@ -484,9 +490,9 @@ def _brain_depths(x: Tensor, y: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tens
     """Depths (mm) below the surface of cerebrum, cerebellum and brainstem."""
     upper = _depth(CEREBRUM, x, y, z, LOW_CEREBRUM)
     for lobe in TEMPORAL_LOBES:
-        upper = torch.maximum(upper, _depth(lobe, x, y, z))  # type: ignore[arg-type]
-    first, second = (_depth(lobe, x, y, z) for lobe in CEREBELLUM)  # type: ignore[arg-type]
-    top, bottom = (_tube_depth(tube, x, y, z) for tube in BRAINSTEM)
+        upper = torch.maximum(upper, _depth(lobe, x, y, z))
+    first, second = (_depth(lobe, x, y, z) for lobe in CEREBELLUM)
+    top, bottom = (tube.depth(x, y, z) for tube in BRAINSTEM)
     return upper, torch.maximum(first, second), torch.maximum(top, bottom)
 
 

@@ -238,9 +238,7 @@ def shim(
     size = max(n * zoom for n, zoom in zip(field.shape, zooms, strict=True)) / 2
     x, y, z = (
         (i.to(field) + (1 - n) / 2) * (zoom / size)
-        for i, n, zoom in zip(
-            torch.nonzero(mask, as_tuple=True), field.shape, zooms, strict=True
-        )
+        for i, n, zoom in zip(torch.nonzero(mask, as_tuple=True), field.shape, zooms, strict=True)
     )
     basis = torch.stack(_harmonics(x, y, z), dim=1)
     weights = torch.linalg.lstsq(basis, -field[mask][:, None]).solution[:, 0].tolist()

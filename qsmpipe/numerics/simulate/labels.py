@@ -20,6 +20,9 @@ from qsmpipe.numerics.simulate.tissues import Tissue, brain_of
 SPECK = 10
 """Label-0 components of so many voxels or fewer are noise."""
 
+WET_SPECK = 1000
+"""Up to so many voxels if most of what is around them is fluid or brain."""
+
 VAULT = 35.0
 """The skull vault starts so far above the eyes' centre (mm); it holds no air."""
 
@@ -73,6 +76,10 @@ TISSUES: dict[int, Tissue] = {
 """What each label is made of."""
 
 
+WET = (CSF, EYES, *(label for label, tissue in TISSUES.items() if tissue.brain))
+"""No air lies next to these: a hole that they wall in is noise, up to a size."""
+
+
 class Cleaned(NamedTuple):
     """A head ready for simulation."""
 
@@ -85,9 +92,10 @@ class Cleaned(NamedTuple):
 def clean(labels: Tensor, zooms: Zooms, *, neck: float = 40.0) -> Cleaned:
     """Mend what would wreck a field simulation.
 
-    Islands in the outside air go; specks of label 0 and all label 0 shut in the skull vault take
-    the label of the nearest tissue; the lowest complete slice is repeated downwards, so that the
-    cut through the neck lies far from the brain. Sinuses, pharynx and mastoid cells stay air.
+    Islands in the outside air go; specks of label 0, larger ones that brain or fluid walls in,
+    and all label 0 shut in the skull vault take the label of the nearest tissue; the lowest
+    complete slice is repeated downwards, so that the cut through the neck lies far from the
+    brain. Sinuses, pharynx and mastoid cells stay air.
 
     Parameters
     ----------
@@ -117,15 +125,15 @@ def clean(labels: Tensor, zooms: Zooms, *, neck: float = 40.0) -> Cleaned:
     sizes[0] = 0
     array[components != sizes.argmax()] = 0
 
+    eyes = np.argwhere(array == EYES)
+    if len(eyes):
+        base = round(eyes[:, 2].mean() + VAULT / zooms[2])
+        _fill(array[..., base:], _shut_in(array[..., base:]))
     _fill(array, _specks(array))
     i, j, k = ndimage.find_objects((array > 0).astype(np.uint8))[0]
     array = array[i, j, k]
     bottom = _lowest_complete(array > 0)
     array = array[..., bottom:]
-    eyes = np.argwhere(array == EYES)
-    if len(eyes):
-        base = round(eyes[:, 2].mean() + VAULT / zooms[2])
-        _fill(array[..., base:], _shut_in(array[..., base:]))
     repeats = round(neck / zooms[2])
     array = np.concatenate([np.repeat(array[..., :1], repeats, axis=2), array], axis=2)
     start = (i.start, j.start, k.start + bottom - repeats)
@@ -142,11 +150,18 @@ def _lowest_complete(head: np.ndarray) -> int:
 
 
 def _specks(array: np.ndarray) -> np.ndarray:
-    """Components of label 0 (1, 2, ...), those alone that are too small to be air."""
+    """Components of label 0 that are no air: small ones, and those with wet walls."""
     components, _ = ndimage.label(array == 0)
     sizes = np.bincount(components.ravel())
     keep = (sizes <= SPECK) & (sizes > 0)
     keep[0] = False
+    boxes = ndimage.find_objects(components)
+    for number in np.flatnonzero(~keep[1:]) + 1:
+        if sizes[number] < WET_SPECK:
+            wide = _wider(boxes[number - 1])
+            hole = components[wide] == number
+            walls = array[wide][ndimage.binary_dilation(hole) & ~hole]
+            keep[number] = np.isin(walls, WET).mean() > 0.5
     numbers = np.where(keep, np.cumsum(keep), 0)
     return numbers[components]
 
@@ -162,12 +177,16 @@ def _shut_in(array: np.ndarray) -> np.ndarray:
     return components[1:-1, 1:-1, :-1]
 
 
+def _wider(box: tuple[slice, ...]) -> tuple[slice, ...]:
+    return tuple(slice(max(s.start - 1, 0), s.stop + 1) for s in box)
+
+
 def _fill(array: np.ndarray, components: np.ndarray) -> None:
     """Give each voxel of the numbered components the nearest label around it."""
     for number, box in enumerate(ndimage.find_objects(components), start=1):
         if box is None:
             continue
-        wide = tuple(slice(max(s.start - 1, 0), s.stop + 1) for s in box)
+        wide = _wider(box)
         hole = components[wide] == number
         nearest = ndimage.distance_transform_edt(
             array[wide] == 0, return_distances=False, return_indices=True
@@ -182,7 +201,7 @@ def brain_mask(
     tissues: Mapping[int, Tissue] = TISSUES,
     closing: float = 5.0,
 ) -> Tensor:
-    """Brain with its sulci: brain labels, closed by a ball, less all that is neither fluid nor blood.
+    """Brain with its sulci: brain labels, and what fluid and blood a closing adds to them.
 
     Parameters
     ----------
@@ -203,8 +222,6 @@ def brain_mask(
     pad = tuple(int(closing / zoom) + 2 for zoom in reversed(zooms) for _ in range(2))
     wide = torch.nn.functional.pad(brain, pad)
     closed = erode(dilate(wide, zooms, radius=closing), zooms, radius=closing)
-    x, y, z = (
-        slice(amount, amount + n) for amount, n in zip(pad[::-2], brain.shape, strict=True)
-    )
+    x, y, z = (slice(amount, amount + n) for amount, n in zip(pad[::-2], brain.shape, strict=True))
     fluid = torch.isin(labels, torch.tensor([CSF, ARTERY, VEIN], device=labels.device))
     return brain | (closed[x, y, z] & fluid)

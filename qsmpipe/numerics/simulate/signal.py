@@ -165,14 +165,13 @@ def voxel_signal(
 
 def coil_sensitivity(like: Tensor, scan: Scan, *, dtype: torch.dtype) -> Tensor:
     """Receive sensitivity, one polynomial of second order each for its size and its phase."""
-    x, y, z = (
-        torch.linspace(-1, 1, n, dtype=dtype, device=like.device) for n in like.shape
-    )
+    x, y, z = (torch.linspace(-1, 1, n, dtype=dtype, device=like.device) for n in like.shape)
     x, y = x[:, None, None], y[:, None]
     generator = torch.Generator().manual_seed(scan.coil_seed)
     weights = (2 * torch.rand(9, generator=generator, dtype=torch.float64) - 1).tolist()
     phase = torch.zeros(like.shape, dtype=dtype, device=like.device)
-    for weight, term in zip(weights, (x, y, z, x * y, x * z, y * z, x**2, y**2, z**2), strict=True):
+    terms = (x, y, z, x * y, x * z, y * z, x**2, y**2, z**2)
+    for weight, term in zip(weights, terms, strict=True):
         phase += scan.coil_phase * 0.5 * weight * term
     size = 1 - scan.coil_shading * (1 - (x**2 + y**2 + z**2) / 3) + 0.1 * scan.coil_shading * x
     return torch.polar(size, phase + scan.coil_phase * 0.5)

@@ -1,0 +1,223 @@
+"""Background removal by projection onto the fields of dipoles outside the mask."""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from qsmpipe.numerics.background.common import (
+    LocalField,
+    bounding_box,
+    in_place,
+    known_field,
+    one_by_one,
+)
+from qsmpipe.numerics.fourier import Shape, Zooms, irfft, padded_shape, rfft
+from qsmpipe.numerics.kernels import AXIAL, dipole
+from qsmpipe.numerics.solvers import Convergence, conjugate_gradient
+
+PDF_MARGIN = 40.0
+"""Zeros between the mask's bounding box and its periodic image (mm)."""
+
+PDF_TOLERANCE = 1e-3
+PDF_MAX_ITERATIONS = 100
+
+LARGEST_WEIGHT = 5.0
+"""In medians of all weights: one voxel of tiny noise must not outweigh the others."""
+
+_HARMONICS = (
+    {(0, 0, 0): 1}, {(1, 0, 0): 1}, {(0, 1, 0): 1}, {(0, 0, 1): 1},
+    {(1, 1, 0): 1}, {(0, 1, 1): 1}, {(1, 0, 1): 1},
+    {(2, 0, 0): 1, (0, 2, 0): -1}, {(0, 0, 2): 2, (2, 0, 0): -1, (0, 2, 0): -1},
+)  # fmt: skip
+"""Solid harmonics up to the second order, as powers of x, y and z to their coefficients."""
+
+
+@dataclass(frozen=True)
+class Projection:
+    """From sources outside a mask to their weighted field inside; :meth:`adjoint` is exact."""
+
+    shape: Shape
+    """Padded grid that holds the sources; periodic."""
+    transfer: Tensor
+    """Half spectrum of the dipole on ``shape``."""
+    sources: Tensor
+    """Susceptibility that a unit unknown stands for, on ``shape``; 0 inside the mask."""
+    weight: Tensor
+    """Of the field inside the mask's bounding box; 0 outside the mask."""
+
+    def field(self, unknowns: Tensor) -> Tensor:
+        """Field on the grid of ``weight``."""
+        spectrum = rfft(unknowns * self.sources, self.shape).mul_(self.transfer)
+        return irfft(spectrum, self.shape, self.weight.shape)
+
+    def __call__(self, unknowns: Tensor) -> Tensor:
+        """Weighted field of the unknowns."""
+        return self.field(unknowns) * self.weight
+
+    def adjoint(self, weighted: Tensor) -> Tensor:
+        """Unknowns from a weighted field."""
+        spectrum = rfft(weighted * self.weight, self.shape).mul_(self.transfer)
+        return irfft(spectrum, self.shape, self.shape) * self.sources
+
+
+def pdf(
+    field: Tensor,
+    mask: Tensor,
+    zooms: Zooms,
+    *,
+    b0_direction: Sequence[float] = AXIAL,
+    noise: Tensor | None = None,
+    margin: float = PDF_MARGIN,
+    tolerance: float = PDF_TOLERANCE,
+    max_iterations: int = PDF_MAX_ITERATIONS,
+) -> LocalField:
+    r"""Remove the background field by projection onto dipole fields (PDF) [1]_.
+
+    The fields of sources outside ``mask`` are nearly orthogonal, inside, to those of sources
+    inside. What the sources outside can explain of the field,
+
+    .. math:: \min_\chi \| W (f - d * \chi) \|^2, \qquad \chi = 0 \text{ inside},
+
+    is its background. The mask is kept: no voxel is lost at the edge, though local sources that
+    touch it are explained from outside in part. Offset, shims and sources far away are fitted
+    first, by solid harmonics up to the second order, so that ``tolerance`` speaks of the rest;
+    conjugate gradients on the preconditioned normal equations do that, two pairs of transforms a
+    step.
+
+    Parameters
+    ----------
+    field : (..., X, Y, Z) real tensor
+        Total field, in any unit; what stands outside ``mask`` does not matter.
+    mask : (X, Y, Z) bool tensor
+        Where ``field`` is known.
+    zooms : tuple of float
+        Voxel size (mm).
+    b0_direction : sequence of 3 floats
+        Unit vector along B0 in voxel axes.
+    noise : (X, Y, Z) tensor, optional
+        Standard deviation of ``field``, up to a scale. Where it is not positive and finite, the
+        field has no say in the fit but still gets its background removed.
+    margin : float
+        Width of the zeros between the mask and its periodic image (mm): sources lie there, and
+        wherever else in the mask's bounding box it is false.
+    tolerance : float
+        Stop when the gradient's norm has fallen to this fraction of its first value.
+    max_iterations : int
+        Stop here at the latest.
+
+    Returns
+    -------
+    LocalField
+        ``mask`` is the one that went in; ``convergence.change`` is the relative norm of the
+        preconditioned gradient.
+
+    Raises
+    ------
+    ValueError
+        If the grids differ, the mask is empty or not bool, ``b0_direction`` is not a unit vector,
+        the field is not finite inside, or the noise is nowhere known.
+
+    References
+    ----------
+    .. [1] Liu et al. NMR Biomed 24 (2011) 1129, doi:10.1002/nbm.1670
+    """
+    known, box = known_field(field, mask), bounding_box(mask)
+    inside, known = mask[box], known[(..., *box)]
+    weight = weights(noise, mask)[box].to(known)
+    project = projection(inside, weight, zooms, b0_direction, margin=margin)
+
+    def solve(total: Tensor) -> tuple[Tensor, Convergence]:
+        rest = total - smooth_part(total, weight, zooms)
+        unknowns, convergence = conjugate_gradient(
+            lambda direction: project.adjoint(project(direction)),
+            project.adjoint(rest * weight),
+            tolerance=tolerance,
+            max_iterations=max_iterations,
+        )
+        return rest.sub_(project.field(unknowns)).mul_(inside), convergence
+
+    local, convergence = one_by_one(solve, known)
+    return LocalField(in_place(local, box, mask), mask.clone(), convergence)
+
+
+def weights(noise: Tensor | None, mask: Tensor) -> Tensor:
+    """Weight of every voxel, ``1 / noise`` over its median; 0 outside ``mask``.
+
+    Raises
+    ------
+    ValueError
+        If ``noise`` is on another grid, or nowhere positive and finite.
+    """
+    if noise is None:
+        return mask
+    if noise.shape != mask.shape:
+        msg = (
+            f"noise {tuple(noise.shape)} and mask {tuple(mask.shape)} are on different grids: "
+            "give the noise map of the same field"
+        )
+        raise ValueError(msg)
+    known = mask & noise.isfinite() & (noise > 0)
+    if not known.any():
+        msg = (
+            f"noise is nowhere positive and finite in the mask's {int(mask.sum())} voxels: "
+            "leave it out to weight all of them alike"
+        )
+        raise ValueError(msg)
+    relative = noise[known].median() / torch.where(known, noise, torch.inf)
+    return relative.clamp_(max=LARGEST_WEIGHT)
+
+
+def projection(
+    inside: Tensor,
+    weight: Tensor,
+    zooms: Zooms,
+    b0_direction: Sequence[float],
+    *,
+    margin: float,
+) -> Projection:
+    """Operator for sources where ``inside`` is false, out to ``margin`` mm beyond its grid.
+
+    A source's unknown is scaled by the norm of its field in the mask to the power -1/4, a
+    diagonal preconditioner. Full scaling (-1) would give distant sources the same say as those at
+    the edge and needs hundreds of steps, none misses the distant ones in the first steps.
+    """
+    shape = padded_shape(inside.shape, zooms, margin)
+    transfer = dipole(shape, zooms, b0_direction, like=weight)
+    squared = rfft(irfft(transfer, shape, shape).square_(), shape).real
+    energy = irfft(rfft(weight**2, shape).mul_(squared), shape, shape)
+    sources = energy.clamp_(min=1e-6 * energy.max().item()).div_(energy.max()).pow_(-1 / 8)
+    x, y, z = inside.shape
+    sources[:x, :y, :z].masked_fill_(inside, 0)
+    return Projection(shape, transfer, sources, weight)
+
+
+def smooth_part(field: Tensor, weight: Tensor, zooms: Zooms) -> Tensor:
+    """Weighted fit of solid harmonics up to the second order to (X, Y, Z)."""
+    length = max(n * zoom for n, zoom in zip(field.shape, zooms, strict=True)) / 2
+    axes = [
+        (torch.arange(n, dtype=field.dtype, device=field.device) - (n - 1) / 2) * (zoom / length)
+        for n, zoom in zip(field.shape, zooms, strict=True)
+    ]
+
+    def moments(image: Tensor, degree: int) -> Tensor:
+        x, y, z = (axis[:, None] ** torch.arange(degree + 1).to(axis) for axis in axes)
+        return torch.einsum("xyc,xa,yb->abc", image @ z, x, y).double().cpu()
+
+    powers = [*itertools.product(range(3), repeat=3)]
+    basis = torch.tensor(
+        [[terms.get(power, 0) for power in powers] for terms in _HARMONICS], dtype=torch.float64
+    )
+    squared = weight**2
+    fourth = moments(squared, 4)
+    gram = torch.tensor(
+        [[fourth[tuple(map(sum, zip(p, q, strict=True)))] for q in powers] for p in powers],
+        dtype=torch.float64,
+    )
+    right = basis @ moments(squared * field, 2).flatten()
+    solution = torch.linalg.pinv(basis @ gram @ basis.T, hermitian=True, rtol=1e-9) @ right
+    coefficients = (solution @ basis).reshape(3, 3, 3).to(field)
+    x, y, z = (axis[:, None] ** torch.arange(3).to(axis) for axis in axes)
+    return torch.einsum("abc,xa,yb->xyc", coefficients, x, y) @ z.T
