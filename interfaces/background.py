@@ -24,9 +24,7 @@ from qsmpipe.numerics.kernels import AXIAL
 class _BackgroundInputSpec(StageInputSpec):
     field = File(exists=True, mandatory=True, desc="total field (ppm), 3D or volumes last")
     mask = File(exists=True, mandatory=True, desc="where `field` is known, on its grid")
-    noise = File(
-        exists=True, desc="standard deviation of `field` up to a scale, 3D, on its grid"
-    )
+    noise = File(exists=True, desc="standard deviation of `field` up to a scale, 3D, on its grid")
     b0_direction = traits.List(
         traits.Float,
         value=list(AXIAL),

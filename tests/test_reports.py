@@ -292,15 +292,25 @@ def test_a_jump_in_the_field_is_counted_once_per_pair() -> None:
     assert numbers.phase_jumps(field, mask, 1.0) == 0
 
 
-def test_a_harmonic_leftover_is_seen_at_the_edge() -> None:
+def test_a_harmonic_field_is_larger_at_the_edge() -> None:
     x, y, z = np.meshgrid(*(np.arange(-20.0, 21),) * 3, indexing="ij")
     mask = x**2 + y**2 + z**2 < 18**2
     zooms = np.ones(3)
     white = np.random.default_rng(3).standard_normal(x.shape)
     assert numbers.edge_ratio(white, mask, zooms) == pytest.approx(1, abs=0.1)
-    leftover = x**2 - y**2 + x * z
-    assert numbers.edge_ratio(leftover, mask, zooms) > 2.5
+    assert numbers.edge_ratio(x**2 - y**2 + x * z, mask, zooms) > 2.5
     assert np.isnan(numbers.edge_ratio(white, np.zeros_like(mask), zooms))
+
+
+@pytest.mark.parametrize("share", [-0.05, 0.0, 0.02, 0.1, 0.5])
+def test_the_share_of_background_left_behind_is_found(share: float) -> None:
+    x, y, z = np.meshgrid(*(np.linspace(-1, 1, 40),) * 3, indexing="ij")
+    mask = x**2 + y**2 + z**2 < 0.8
+    tissue = 0.02 * np.random.default_rng(4).standard_normal(x.shape)
+    background = 0.5 * (x**2 - y**2) + 0.3 * x * z + 0.2 * z + 0.1
+    found = numbers.background_left(tissue + background, tissue + share * background, mask)
+    assert found == pytest.approx(share, abs=0.005)
+    assert np.isnan(numbers.background_left(tissue, tissue, mask))
 
 
 # The interface
@@ -598,7 +608,9 @@ def test_what_is_missing_or_broken_does_not_stop_the_report(tmp_path: Path) -> N
         nodes=[{"name": "x"}],
     )
     (tmp_path / "logs/acquisitions/sub-06_MEGRE.json").write_text("{}")
-    assert "run this acquisition again" in Page(build_subject(tmp_path, "04")).text
+    broken = Page(build_subject(tmp_path, "04")).text
+    assert "run this acquisition again" in broken
+    assert "passed" not in broken, "what was never checked has not passed"
     assert "Picture missing" in Page(build_subject(tmp_path, "05")).text
     assert "Not run" in Page(build_subject(tmp_path, "06")).text
     assert "holds no record" in Page(build_subject(tmp_path, "99")).text

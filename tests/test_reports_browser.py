@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from tests.test_reports import PAGES, make_output
+from test_reports import PAGES, make_output
 
 FLAGS = [
     "--no-sandbox",

@@ -46,7 +46,7 @@ def init_run_wf(
         name=f"qsmpipe_{__version__.replace('.', '_')}_wf", base_dir=settings.work_dir
     )
     for subject in dict.fromkeys(e.acquisition.subject for e in examinations):
-        subject_wf = Workflow(name=f"sub_{subject.replace('+', '_plus_')}_wf")
+        subject_wf = Workflow(name=f"subject_{subject.replace('+', '_plus_')}_wf")
         subject_wf.add_nodes([
             init_acquisition_wf(
                 examination,

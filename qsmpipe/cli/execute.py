@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -52,9 +53,8 @@ def execute(
     workflow = init_run_wf(
         examinations, settings, given, threads=threads, use_gpu=_use_gpu(settings.device)
     )
-    nodes = {e.acquisition.name: _nodes(workflow, e) for e in examinations}
-    totals = {f"{e.acquisition.node_name}_wf": len(nodes[e.acquisition.name]) for e in examinations}
-    with RunProgress(totals) as progress:
+    nodes = _nodes(workflow)
+    with RunProgress({name: len(own) for name, own in nodes.items()}) as progress:
         runner = _runner(settings, processors, log_file, progress)
         try:
             workflow.run(**runner)
@@ -63,8 +63,9 @@ def execute(
             logging.getLogger("nipype.workflow").error("%s", error)
     crashes = _crashes(log_file.parent)
     for examination in examinations:
-        name = examination.acquisition.name
-        _complete(records[name], nodes[name], crashes, ended=progress.ended)
+        acquisition = examination.acquisition
+        own = nodes[f"{acquisition.node_name}_wf"]
+        _complete(records[acquisition.name], own, crashes, ended=progress.ended)
 
 
 def log_to(log_file: Path, verbose: int) -> None:
@@ -123,13 +124,14 @@ def _runner(
     return {"plugin": plugin, "plugin_args": arguments | own}
 
 
-def _nodes(workflow: Workflow, examination: Examination) -> list[Node]:
-    part = f".{examination.acquisition.node_name}_wf."
-    return [
-        node
-        for node in workflow._get_all_nodes()
-        if part in f"{node.fullname}." and not isinstance(node.interface, IdentityInterface)
-    ]
+def _nodes(workflow: Workflow) -> dict[str, list[Node]]:
+    """Nodes that compute something, by the name of their acquisition's workflow."""
+    nodes: dict[str, list[Node]] = defaultdict(list)
+    for node in workflow._create_flat_graph().nodes():
+        if not isinstance(node.interface, IdentityInterface):
+            node.base_dir = workflow.base_dir
+            nodes[node.fullname.split(".")[2]].append(node)
+    return nodes
 
 
 def _crashes(folder: Path) -> dict[str, tuple[str, str]]:

@@ -64,19 +64,17 @@ def dipole(
     return transfer
 
 
-def _octant(zooms: Zooms, radius: float) -> Tensor:
-    """Which voxels at offsets >= 0 lie in a ball of ``radius`` mm; true at the surface."""
+def _octant(zooms: Zooms, radius: float) -> tuple[Tensor, Tensor]:
+    """How often a ball holds each voxel at offsets >= 0, mirrored; squared offsets (mm2).
+
+    (X, Y, Z) and (3, X, Y, Z). A voxel off the centre along n axes counts 2 ** n times, one on
+    the ball's surface is inside.
+    """
     reach = radius * (1 + 1e-5)
-    x, y, z = (zoom * torch.arange(int(reach / zoom) + 1, dtype=torch.float64) for zoom in zooms)
-    return x[:, None, None] ** 2 + y[:, None] ** 2 + z**2 <= reach**2
-
-
-def _mirrored(octant: Tensor) -> Tensor:
-    """How often the ball holds each voxel of its octant: twice per axis that it is off."""
-    weight = octant.to(torch.float64)
-    for axis in range(3):
-        weight.narrow(axis, 1, octant.shape[axis] - 1).mul_(2)
-    return weight
+    axes = [zoom * torch.arange(int(reach / zoom) + 1, dtype=torch.float64) for zoom in zooms]
+    squared = torch.stack(torch.meshgrid(*axes, indexing="ij")).square_()
+    copies = (2.0 ** (squared > 0).sum(0)) * (squared.sum(0) <= reach**2)
+    return copies.to(torch.float64), squared
 
 
 def ball_voxels(zooms: Zooms, radius: float) -> int:
@@ -85,22 +83,47 @@ def ball_voxels(zooms: Zooms, radius: float) -> int:
     >>> ball_voxels((1.0, 1.0, 1.0), 1.0), ball_voxels((1.0, 1.0, 2.0), 1.0)
     (7, 5)
     """
-    return int(_mirrored(_octant(zooms, radius)).sum())
+    return int(_octant(zooms, radius)[0].sum())
 
 
-def ball_mean(shape: Shape, zooms: Zooms, radius: float, *, like: Tensor) -> Tensor:
+def ball_mean(
+    shape: Shape, zooms: Zooms, radius: float, *, balanced: bool = False, like: Tensor
+) -> Tensor:
     """Transfer function of the mean over a ball of ``radius`` mm: real, 1 at zero frequency.
 
     The ball is even along every axis and small beside the grid: three sums of cosines over its
     octant are exact, and cheaper than a transform of the whole grid.
+
+    Parameters
+    ----------
+    shape, zooms
+        Grid of the transform and its voxel size (mm).
+    radius : float
+        Radius (mm); voxels whose centre lies in the ball belong to it.
+    balanced : bool
+        Weight the voxels such that the second moments along the three axes agree, as they do for
+        a true ball: the mean of a harmonic field of second order is then exact in voxels that are
+        not cubes, too. It must reach a neighbour along every axis.
+    like : Tensor
+        Gives dtype and device.
+
+    Returns
+    -------
+    (X, Y, Z // 2 + 1) real tensor
     """
-    weight = _mirrored(_octant(zooms, radius))
+    copies, squared = _octant(zooms, radius)
+    weight = copies / copies.sum()
+    if balanced:
+        terms = torch.cat([torch.ones_like(copies)[None], squared]).flatten(1)
+        moments = (terms * weight.flatten()) @ terms.T
+        wanted = torch.cat([moments[0, :1], moments[0, 1:].mean().expand(3)])
+        weight = weight * (torch.linalg.solve(moments, wanted) @ terms).reshape(copies.shape)
     waves = []
     for n, count, reach in zip(shape, (*shape[:2], shape[2] // 2 + 1), weight.shape, strict=True):
         turns = torch.arange(count)[:, None] * torch.arange(reach) % n
         waves.append(torch.cos(turns.to(torch.float64) * (2 * math.pi / n)))
     x, y, z = waves
-    planes = (y @ (weight / weight.sum() @ z.T)).to(like)
+    planes = (y @ (weight @ z.T)).to(like)
     return (x.to(like) @ planes.flatten(1)).unflatten(1, planes.shape[1:])
 
 

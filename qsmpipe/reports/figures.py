@@ -18,6 +18,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Colormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
+from matplotlib.ticker import FuncFormatter
 from PIL import Image
 
 from qsmpipe.numerics.units import GAMMA
@@ -271,7 +272,8 @@ def draw_magnitude(maps: Maps, view: View, folder: Path) -> Picture | None:
     several = len(maps.magnitude) > 1
     squares = (np.square(_finite(echo)) for echo in maps.magnitude)
     values = np.sqrt(sum(squares)) if several else first
-    paint = Paint("gray", (0.0, _top(values, maps.mask, 99.5, 1.15)), "arbitrary unit")
+    values = values / _top(values, maps.mask, 99.5, 1.15)
+    paint = Paint("gray", (0.0, 1.0), "relative", (0, 0.25, 0.5, 0.75, 1))
     mosaic = Mosaic(legend=_outline_legend(maps))
     mosaic.rows = _planes(values, view, paint, count=6, outlines=_outlines(maps, view))
     path = folder / "magnitude.png"
@@ -740,6 +742,7 @@ def _colour_bar(figure: Figure, paint: Paint, body: float, height: float) -> Non
         ScalarMappable(Normalize(*paint.window), paint.colourmap),
         cax=axes,
         ticks=list(paint.ticks) or None,
+        format=FuncFormatter(lambda value, _: f"{value:.4g}".replace("-", "\N{MINUS SIGN}")),
     )
     if paint.tick_labels:
         bar.ax.set_yticklabels(paint.tick_labels)

@@ -15,6 +15,7 @@ from qsmpipe.reports.records import (
     EDGE,
     EXTREME,
     JUMPS,
+    LEFT,
     LOST,
     QSM_VOLUME,
     R2STAR,
@@ -48,7 +49,7 @@ def summarise(maps: Maps) -> list[Number]:
         *_noise(maps),
         *_jumps(maps),
         *_field(maps, maps.local_field, "Local field"),
-        *_edge(maps),
+        *_leftover(maps),
         *_susceptibility(maps),
         *_relaxation(maps),
     ]
@@ -94,10 +95,11 @@ def phase_jumps(field: np.ndarray, mask: np.ndarray, step: float) -> int:
 
 
 def edge_ratio(field: np.ndarray, mask: np.ndarray, zooms: np.ndarray) -> float:
-    """Compare the RMS of a field in the mask's outer shell with that in its deeper half.
+    """Compare the size of a field in the mask's outer shell with that in its deeper half.
 
-    What a background removal leaves behind is harmonic inside the mask, and a harmonic field is
-    largest at the rim: sources alone give a ratio near 1.
+    The size is the median distance from the mask's median. A harmonic field is largest at the
+    rim, but so may be that of veins and bone: on a simulated whole head without any leftover the
+    ratio is 1.6, so that it only tells acquisitions of one kind from each other.
 
     Parameters
     ----------
@@ -119,12 +121,41 @@ def edge_ratio(field: np.ndarray, mask: np.ndarray, zooms: np.ndarray) -> float:
     if not shell.any() or not centre.any():
         return float("nan")
     centre &= depth >= np.median(depth[centre])
-    inner = _rms(field[centre])
-    return _rms(field[shell]) / inner if inner > 0 else float("nan")
+    size = np.abs(field - np.median(field[mask]))
+    inner = float(np.median(size[centre]))
+    return float(np.median(size[shell])) / inner if inner > 0 else float("nan")
 
 
-def _rms(values: np.ndarray) -> float:
-    return float(np.sqrt(np.mean(np.square(values, dtype=np.float64))))
+def background_left(total: np.ndarray, local: np.ndarray, mask: np.ndarray) -> float:
+    """Estimate which share of the background field is still in the local field.
+
+    What was removed is ``total - local``. With the share ``a`` of a background left behind, the
+    local field holds ``a / (1 - a)`` times what was removed, which is the slope of one over the
+    other, as tissue and background have next to nothing in common. Leftovers of another shape
+    than the whole background, as at a badly cut rim, escape it.
+
+    Parameters
+    ----------
+    total, local : (X, Y, Z) array
+        Total and local field, in one unit.
+    mask : (X, Y, Z) bool array
+        Where the local field is trusted.
+
+    Returns
+    -------
+    share : float
+        0: none; negative where too much was removed.
+    """
+    removed = (total - local)[mask].astype(np.float64)
+    left = local[mask].astype(np.float64)
+    known = np.isfinite(removed) & np.isfinite(left)
+    removed, left = removed[known], left[known]
+    if not removed.size:
+        return float("nan")
+    removed = removed - removed.mean()
+    power = float(removed @ removed)
+    slope = float(left @ removed) / power if power > 0 else float("nan")
+    return slope / (1 + slope) if slope > -1 else float("nan")
 
 
 def _number(label: str, value: Any, unit: str = "") -> Number:
@@ -206,10 +237,15 @@ def _jumps(maps: Maps) -> list[Number]:
     return [_number(JUMPS, phase_jumps(maps.field, maps.mask, step), "pairs")]
 
 
-def _edge(maps: Maps) -> list[Number]:
+def _leftover(maps: Maps) -> list[Number]:
     if maps.local_field is None:
         return []
-    return [_number(EDGE, edge_ratio(maps.local_field, maps.mask, maps.zooms), "")]
+    numbers = []
+    if maps.field is not None:
+        share = background_left(maps.field, maps.local_field, maps.mask)
+        numbers.append(_number(LEFT, 100 * share, "%"))
+    ratio = edge_ratio(maps.local_field, maps.mask, maps.zooms)
+    return [*numbers, _number(EDGE, ratio)]
 
 
 def _susceptibility(maps: Maps) -> list[Number]:

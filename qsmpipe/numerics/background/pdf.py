@@ -27,7 +27,7 @@ PDF_MAX_ITERATIONS = 100
 LARGEST_WEIGHT = 5.0
 """In medians of all weights: one voxel of tiny noise must not outweigh the others."""
 
-_HARMONICS = (
+_HARMONICS: tuple[dict[tuple[int, ...], int], ...] = (
     {(0, 0, 0): 1}, {(1, 0, 0): 1}, {(0, 1, 0): 1}, {(0, 0, 1): 1},
     {(1, 1, 0): 1}, {(0, 1, 1): 1}, {(1, 0, 1): 1},
     {(2, 0, 0): 1, (0, 2, 0): -1}, {(0, 0, 2): 2, (2, 0, 0): -1, (0, 2, 0): -1},
@@ -130,7 +130,9 @@ def pdf(
     project = projection(inside, weight, zooms, b0_direction, margin=margin)
 
     def solve(total: Tensor) -> tuple[Tensor, Convergence]:
-        rest = total - smooth_part(total, weight, zooms)
+        rest = (total - smooth_part(total, weight, zooms)).mul_(inside)
+        if rest.abs().max() <= 64 * torch.finfo(total.dtype).eps * total.abs().max():
+            return rest.zero_(), Convergence(True, 0, 0.0, tolerance)
         unknowns, convergence = conjugate_gradient(
             lambda direction: project.adjoint(project(direction)),
             project.adjoint(rest * weight),

@@ -89,10 +89,10 @@ def vsharp(
     trusted = torch.zeros_like(inside)
     high_pass = None
     for radius in sizes:
-        mean = ball_mean(balls.shape, zooms, radius, like=known)
-        new = balls.fit(mean, radius) & ~trusted
+        new = balls.fit(radius) & ~trusted
         if not new.any():
             continue
+        mean = ball_mean(balls.shape, zooms, radius, balanced=True, like=known)
         if high_pass is None:
             high_pass = 1 - mean
         smooth = irfft(spectrum * mean, balls.shape, inside.shape)
@@ -196,12 +196,13 @@ class Balls:
         shape = padded_shape(inside.shape, zooms, margin=largest)
         return cls(shape, rfft(inside.to(like), shape), tuple(inside.shape), zooms)
 
-    def fit(self, mean: Tensor, radius: float) -> Tensor:
-        """Voxels whose ball of ``radius`` mm, with transfer function ``mean``, lies inside.
+    def fit(self, radius: float) -> Tensor:
+        """Voxels whose ball of ``radius`` mm lies inside.
 
         Transforms are good to a few rounding errors and one voxel of the ball weighs one over
         their number: in single precision, a ball of 300 000 may miss one, which changes no mean.
         """
+        mean = ball_mean(self.shape, self.zooms, radius, like=self.extent.real)
         slack = max(0.5 / ball_voxels(self.zooms, radius), 16 * torch.finfo(mean.dtype).eps)
         return irfft(self.extent * mean, self.shape, self.crop) > 1 - slack
 
@@ -225,11 +226,12 @@ class Deviation:
         if radius < max(zooms):
             raise ValueError(_too_small(radius, zooms))
         balls = Balls.on_grid(inside, zooms, radius, like=like)
-        trusted = balls.fit(ball_mean(balls.shape, zooms, radius, like=like), radius)
+        trusted = balls.fit(radius)
         if not trusted.any():
             raise ValueError(_too_large(radius, inside, zooms))
         shape = padded_shape(inside.shape, zooms, margin=0.0)
-        return cls(shape, 1 - ball_mean(shape, zooms, radius, like=like), trusted)
+        mean = ball_mean(shape, zooms, radius, balanced=True, like=like)
+        return cls(shape, 1 - mean, trusted)
 
     def __call__(self, field: Tensor) -> Tensor:
         """Apply A: ``field`` in the mask, 0 elsewhere, to its deviation where trusted."""

@@ -9,6 +9,11 @@ from qsmpipe.numerics.fourier import Shape, Zooms
 from qsmpipe.numerics.inversion.common import Susceptibility, Window
 from qsmpipe.numerics.kernels import AXIAL, dipole, laplacian
 
+PADDING = 1.0
+"""Zeros beyond the mask's box, as a fraction of it. On a head-like phantom of 64 mm with noise, more
+changed a map by 3 % (TKD) and 8 % (L2) of its norm; half of it by 4 % and 12 %, none by 17 % and
+26 %. Both cost two transforms, so that twice the size is not too much."""
+
 DEFAULT_THRESHOLD = 0.15
 """Least dipole kernel that :func:`tkd` divides by."""
 
@@ -54,7 +59,7 @@ def tkd(
     if threshold <= 0:
         msg = f"threshold is {threshold:g}: the dipole kernel is 0 somewhere, give one above 0"
         raise ValueError(msg)
-    window = Window.around(field, mask, zooms)
+    window = Window.around(field, mask, zooms, padding=PADDING)
 
     def inverse(shape: Shape) -> Tensor:
         kernel = dipole(shape, zooms, b0_direction, like=window.field)
@@ -102,7 +107,7 @@ def l2(
     if lambda_ <= 0:
         msg = f"lambda_ is {lambda_:g} mm2: without regularisation the dipole has no inverse"
         raise ValueError(msg)
-    window = Window.around(field, mask, zooms)
+    window = Window.around(field, mask, zooms, padding=PADDING)
 
     def inverse(shape: Shape) -> Tensor:
         kernel = dipole(shape, zooms, b0_direction, like=window.field)

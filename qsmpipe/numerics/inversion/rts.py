@@ -12,6 +12,10 @@ from qsmpipe.numerics.kernels import AXIAL, dipole, laplacian
 from qsmpipe.numerics.operators import gradient_adjoint
 from qsmpipe.numerics.solvers import Convergence, lsmr
 
+PADDING = 0.5
+"""Zeros beyond the mask's box, as a fraction of it. On a head-like phantom of 64 mm with noise, more
+changed the map by 2 % of its norm, half of it by 4 %."""
+
 DEFAULT_DELTA = 0.15
 """Least dipole kernel whose frequencies the first step determines."""
 DEFAULT_MU = 1e5
@@ -103,7 +107,7 @@ def rts(
     .. [1] Kames, Wiggermann, Rauscher. NeuroImage 167 (2018) 276,
        doi:10.1016/j.neuroimage.2017.11.018
     """
-    window = Window.around(field, mask, zooms)
+    window = Window.around(field, mask, zooms, padding=PADDING)
     shape = window.shape
     kernel = dipole(shape, zooms, b0_direction, like=window.field)
     first = irfft(well_conditioned(window.field, kernel, shape), shape, window.mask.shape)

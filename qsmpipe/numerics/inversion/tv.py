@@ -5,11 +5,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from qsmpipe.numerics.fourier import SPACE, Zooms, irfft, rfft
+from qsmpipe.numerics.fourier import SPACE, Zooms, convolve, irfft, rfft
 from qsmpipe.numerics.fused import ALLOWED, OBSERVED, data_split, dipole_step, gradient_split
 from qsmpipe.numerics.inversion.common import Susceptibility, Window
-from qsmpipe.numerics.kernels import AXIAL, dipole, laplacian
+from qsmpipe.numerics.kernels import AXIAL, ball_mean, dipole, laplacian
 from qsmpipe.numerics.solvers import Convergence
+
+PADDING = 0.25
+"""Zeros beyond the mask's box and :data:`REACH`, as a fraction of both. On a head-like phantom of
+64 mm with noise, more changed the map by 1 % of its norm."""
 
 DEFAULT_LAMBDA = 2e-4
 """Weight of the total variation (ppm mm)."""
@@ -122,17 +126,18 @@ def tv(
             msg = f"{name} is {value:g}: give a weight above 0"
             raise ValueError(msg)
     weight = data_weight(mask, noise, field)
-    window = Window.around(field, mask, zooms, reach=REACH)
-    weight = Window.around(weight, mask, zooms, reach=REACH).field
+    window = Window.around(field, mask, zooms, padding=PADDING, reach=REACH)
+    weight = Window.around(weight, mask, zooms, padding=PADDING, reach=REACH).field
     trust = weight.square_() / (weight + mu)
     shape, box = window.shape, window.mask.shape
 
     kernel = dipole(shape, zooms, b0_direction, like=field)
     denominator = laplacian(shape, zooms, like=field).mul_(lambda_ * rho)
     inverse = denominator.add_(mu * kernel**2).add_(SUPPORT).reciprocal_()
+    near = convolve(window.mask.to(field), ball_mean(shape, zooms, REACH, like=field), shape) > 1e-5
     x, y, z = box
     zone = torch.zeros(shape, dtype=torch.uint8, device=field.device)
-    zone[:x, :y, :z] = ALLOWED * dilated(window.mask, window.reach) + OBSERVED * window.mask
+    zone[:x, :y, :z] = ALLOWED * near + OBSERVED * window.mask
 
     state, escape = field.new_zeros((3, *shape)), field.new_zeros(shape)
     right, image = field.new_zeros(shape), field.new_zeros(shape)
@@ -164,13 +169,3 @@ def tv(
     return Susceptibility(
         window.back(image), Convergence(change <= tolerance, iterations, change, tolerance)
     )
-
-
-def dilated(mask: Tensor, reach: Sequence[int]) -> Tensor:
-    """``mask`` grown by ``reach`` voxels along each axis, to a box around every voxel."""
-    grown = mask[None].to(torch.float32)
-    for axis, n in enumerate(reach):
-        kernel, padding = [1, 1, 1], [0, 0, 0]
-        kernel[axis], padding[axis] = 2 * n + 1, n
-        grown = torch.nn.functional.max_pool3d(grown, kernel, stride=1, padding=padding)
-    return grown[0] > 0

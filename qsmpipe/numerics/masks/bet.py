@@ -9,6 +9,8 @@ from scipy import ndimage, sparse
 from torch import Tensor
 
 from qsmpipe.numerics.fourier import Zooms
+from qsmpipe.numerics.masks.morphology import largest_core
+from qsmpipe.numerics.masks.threshold import bias_field
 
 SUBDIVISIONS = 4
 """Of the icosahedron: 2562 vertices, about 4 mm apart on a brain."""
@@ -19,8 +21,15 @@ ADULT = 70.0
 STEP = 1.0
 """Grid on which the magnitude is sampled (mm)."""
 
-DEEP, SHALLOW = 20.0, 10.0
-"""How far inwards the surface looks for the darkest and for the brightest voxel (mm)."""
+DEEP, SHALLOW = 7.0, 3.0
+"""How far inwards the surface looks for the darkest and for the brightest voxel (mm). Farther than
+FSL's 7 mm (the paper's 20), dark ventricles and sulci make the surface collapse."""
+
+EXPONENT = 0.275
+"""Of ``fractional_intensity``, as in FSL's program: 0.5 then suits most brains."""
+
+OPENING = 10.0
+"""Half the width of the bridges (mm) by which a leak into the neck hangs on the brain."""
 
 TIGHT, WIDE = 3.33, 10.0
 """Radii of curvature (mm): one this tight is smoothed away, one this wide is left."""
@@ -59,14 +68,17 @@ def bet(
     *,
     fractional_intensity: float = 0.5,
     smoothness: float = 1.0,
+    bias_sigma: float = 30.0,
     iterations: int = 1000,
 ) -> Tensor:
     """Extract the brain by a deformable surface [1]_.
 
     A sphere inside the head grows along its normals as long as the intensities below it are those
     of the brain, and is held smooth by its own curvature. A surface that folds is grown again,
-    twice as smooth. All lengths are in mm along the voxel axes, so that neither anisotropy nor
-    obliqueness matters; the head may touch the edge of the grid, where the surface stays inside.
+    twice as smooth, and what leaked through the skull's base is cut off. All lengths are in mm
+    along the voxel axes, so that neither anisotropy nor obliqueness matters; the head may touch
+    the edge of the grid, where the surface stays inside. The bias field is divided out first:
+    receive coils of a GRE scan shade it more than the T1-weighted scans that BET was made for.
 
     Parameters
     ----------
@@ -76,8 +88,11 @@ def bet(
         Voxel size (mm).
     fractional_intensity : float
         Where between dark and local bright (0 to 1) the brain ends; smaller gives a larger brain.
+        It means what it does in FSL's ``bet``.
     smoothness : float
         Multiplies the force that smooths, above 1 for a rounder brain.
+    bias_sigma : float
+        Smoothness of the bias field (mm); 0 takes the magnitude as it is.
     iterations : int
         Steps at most; the surface mostly rests long before.
 
@@ -100,8 +115,14 @@ def bet(
     if magnitude.ndim not in {3, 4}:
         msg = f"magnitude has shape {tuple(magnitude.shape)}, not ([E,] X, Y, Z)"
         raise ValueError(msg)
-    first = magnitude if magnitude.ndim == 3 else magnitude[0]
-    volume = np.nan_to_num(first.cpu().numpy().astype(np.float32), posinf=0.0, neginf=0.0)
+    first = (magnitude if magnitude.ndim == 3 else magnitude[0]).float().cpu()
+    first = torch.nan_to_num(first, posinf=0.0, neginf=0.0)
+    if first.max() <= first.min():
+        msg = "the magnitude is constant: there is no brain to extract (wrong file or scaling?)"
+        raise ValueError(msg)
+    if bias_sigma > 0:
+        first = first / bias_field(first, zooms, sigma=bias_sigma)
+    volume = first.numpy()
     head = _look(volume, zooms)
     scale = min(1.0, head.radius / ADULT)
     sampled = _resample(volume, zooms, STEP * scale)
@@ -113,7 +134,7 @@ def bet(
             sampled,
             head,
             scale=scale,
-            fraction=fractional_intensity,
+            fraction=fractional_intensity**EXPONENT,
             smoothness=smoothness * 2**attempt,
             iterations=iterations,
         )
@@ -121,16 +142,15 @@ def bet(
         folded = np.count_nonzero((winding < 0) | (winding > 1))
         if folded <= FOLDED * np.count_nonzero(winding):
             break
-    return torch.from_numpy(winding > 0).to(magnitude.device)
+    brain = largest_core(torch.from_numpy(winding > 0), zooms, radius=OPENING * scale)
+    return brain.to(magnitude.device)
 
 
 def _look(volume: np.ndarray, zooms: Zooms) -> _Head:
     """Robust intensities, centre of gravity (mm) and radius (mm) of the head."""
-    values = volume[volume > 0]
-    low, high = np.percentile(values, [2, 98]) if values.size else (0.0, 0.0)
-    if low >= high:
-        msg = "the magnitude is constant: there is no brain to extract (wrong file or scaling?)"
-        raise ValueError(msg)
+    low, high = np.percentile(volume[volume > 0], [2, 98])
+    if low >= high:  # a binary image: its zeros are the dark part
+        low = 0.0
     rough = low + 0.1 * (high - low)
     inside = np.argwhere(volume > rough)
     weights = np.minimum(volume[volume > rough], high) - low
@@ -143,7 +163,7 @@ def _look(volume: np.ndarray, zooms: Zooms) -> _Head:
 
 
 def _resample(volume: np.ndarray, zooms: Zooms, step: float) -> tuple[np.ndarray, float]:
-    """Volume on an isotropic grid of ``step`` mm with the same first voxel; finer ones averaged."""
+    """Volume on an isotropic grid of ``step`` mm; the first voxel stays, finer ones are averaged."""
     sigma = [0.5 * math.sqrt(max((step / zoom) ** 2 - 1, 0)) for zoom in zooms]
     shape = [int((n - 1) * zoom / step) + 1 for n, zoom in zip(volume.shape, zooms, strict=True)]
     return ndimage.affine_transform(
@@ -214,7 +234,7 @@ def _grow(
     smoothness: float,
     iterations: int,
 ) -> np.ndarray:
-    """Vertices (N, 3) in mm after the forces of the paper's equations 3 to 13."""
+    """Vertices (N, 3) in mm after the paper's forces: spacing, smoothness, intensity."""
     volume, step = sampled
     edge = (np.array(volume.shape) - 1) * step
     depths = np.arange(0, DEEP * scale + step / 2, step)
@@ -295,7 +315,7 @@ def winding_number(vertices: np.ndarray, faces: np.ndarray, shape: tuple[int, ..
     place = np.arange(face.size) - np.repeat(np.cumsum(count) - count, count)
     column = first[face] + np.stack(np.divmod(place, size[face, 1]), axis=1)
     # The columns stand slightly off their voxels' centres, so that none meets an edge or vertex.
-    exact = column + (3.1e-7, 2.3e-7)
+    exact = column + np.array([3.1e-7, 2.3e-7])
     a, b, c = a[face], b[face], c[face]
     weights = np.stack([_turn(b, c, exact), _turn(c, a, exact), _turn(a, b, exact)])
     hit = np.all(weights > 0, axis=0) | np.all(weights < 0, axis=0)
@@ -303,7 +323,9 @@ def winding_number(vertices: np.ndarray, faces: np.ndarray, shape: tuple[int, ..
     below = np.ceil(height).astype(int) - 1
     crossing = np.zeros((*shape[:2], shape[2] + 1), dtype=np.int16)
     x, y = column[hit].T
-    np.add.at(crossing, (x, y, np.clip(below, -1, shape[2] - 1)), np.sign(area[face][hit]).astype(np.int16))
+    # A crossing below the grid counts in the spare last place, which -1 means.
+    place = np.clip(below, -1, shape[2] - 1)
+    np.add.at(crossing, (x, y, place), np.sign(area[face][hit]).astype(np.int16))
     return crossing[..., :-1][..., ::-1].cumsum(axis=-1, dtype=np.int16)[..., ::-1]
 
 

@@ -8,8 +8,7 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from qsmpipe.numerics.fourier import Zooms, convolve, padded_shape
-from qsmpipe.numerics.kernels import gaussian
+from qsmpipe.numerics.fourier import Zooms
 
 ROUNDING = 1e-5
 """A voxel at the radius itself, up to this fraction of its square, belongs to the ball."""
@@ -129,10 +128,10 @@ def largest_core(mask: Tensor, zooms: Zooms, *, radius: float) -> Tensor:
 
 
 def smooth(image: Tensor, zooms: Zooms, *, sigma: float) -> Tensor:
-    """Gaussian mean of (X, Y, Z) over the voxels that the grid has, ``sigma`` in mm."""
-    shape = padded_shape(image.shape[-3:], zooms, margin=3 * sigma)
-    transfer = gaussian(shape, zooms, sigma, like=image)
-    return convolve(image, transfer, shape) / convolve(torch.ones_like(image), transfer, shape)
+    """Gaussian mean of (X, Y, Z), ``sigma`` in mm; beyond the grid its outermost voxels go on."""
+    widths = [sigma / zoom for zoom in zooms]
+    array = ndimage.gaussian_filter(image.cpu().numpy(), widths, mode="nearest", truncate=3.0)
+    return torch.from_numpy(array).to(image)
 
 
 def majority(mask: Tensor, zooms: Zooms, *, sigma: float, level: float = 0.5) -> Tensor:

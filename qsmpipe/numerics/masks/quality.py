@@ -59,7 +59,7 @@ def quality(
     .. [2] Otsu, IEEE Trans Syst Man Cybern 9 (1979) 62, doi:10.1109/TSMC.1979.4310076
     """
     if quality.ndim != 3:
-        msg = f"quality has shape {tuple(quality.shape)}, not (X, Y, Z): give one map for all echoes"
+        msg = f"quality has shape {tuple(quality.shape)}, not (X, Y, Z): give one map"
         raise ValueError(msg)
     values = torch.nan_to_num(quality, nan=0.0)
     if values.min() < 0 or values.max() > 1 + 1e-5:

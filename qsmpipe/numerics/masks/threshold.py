@@ -3,12 +3,16 @@
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import avg_pool3d, interpolate, pad
 
 from qsmpipe.numerics.fourier import Zooms
 from qsmpipe.numerics.masks.morphology import fill_holes, largest_core, majority, smooth
 
 BIAS_ROUNDS = 4
 """Rounds of foreground and bias field: parts too dim for one round are found by the next."""
+
+FINE = 4.0
+"""The bias field is computed in blocks of voxels this many times smaller than its width."""
 
 FAR = 0.01
 """Share of foreground in the Gaussian's reach below which the bias field levels off."""
@@ -136,13 +140,22 @@ def bias_field(magnitude: Tensor, zooms: Zooms, *, sigma: float) -> Tensor:
     (X, Y, Z) tensor
         Positive, of mean 1 over the foreground.
     """
-    field = torch.ones_like(magnitude)
+    blocks = [max(1, int(sigma / (FINE * zoom))) for zoom in zooms]
+    padding = [-n % block for n, block in zip(magnitude.shape, blocks, strict=True)]
+    padded = pad(
+        magnitude[None, None], (0, padding[2], 0, padding[1], 0, padding[0]), mode="replicate"
+    )
+    coarse = avg_pool3d(padded, blocks)[0, 0]
+    x, y, z = (zoom * block for zoom, block in zip(zooms, blocks, strict=True))
+
+    field = torch.ones_like(coarse)
     for _ in range(BIAS_ROUNDS):
-        corrected = magnitude / field
+        corrected = coarse / field
         inside = corrected > robust_level(corrected)
-        mean = magnitude[inside].mean()
-        share = smooth(inside.to(magnitude), zooms, sigma=sigma).clamp_min(0)
-        total = smooth(magnitude * inside, zooms, sigma=sigma).clamp_min(0)
+        mean = coarse[inside].mean()
+        share = smooth(inside.to(coarse), (x, y, z), sigma=sigma)
+        total = smooth(coarse * inside, (x, y, z), sigma=sigma)
         field = (total + FAR * mean) / (share + FAR)
         field = field / field[inside].mean()
-    return field
+    fine = interpolate(field[None, None], size=padded.shape[2:], mode="trilinear")[0, 0]
+    return fine[tuple(slice(n) for n in magnitude.shape)]

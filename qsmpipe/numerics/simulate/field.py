@@ -235,22 +235,28 @@ def shim(
     (X, Y, Z) or (X', Y', Z') tensor
         To be added to the field.
     """
-    size = max(n * zoom for n, zoom in zip(field.shape, zooms, strict=True)) / 2
+    inside = torch.nonzero(mask, as_tuple=True)
+    centre = [axis.double().mean().item() + 0.5 for axis in inside]
+    size = max((axis.max() - axis.min() + 1).item() * zoom
+               for axis, zoom in zip(inside, zooms, strict=True)) / 2  # fmt: skip
     x, y, z = (
-        (i.to(field) + (1 - n) / 2) * (zoom / size)
-        for i, n, zoom in zip(torch.nonzero(mask, as_tuple=True), field.shape, zooms, strict=True)
+        (axis.double() + 0.5 - middle) * (zoom / size)
+        for axis, middle, zoom in zip(inside, centre, zooms, strict=True)
     )
     basis = torch.stack(_harmonics(x, y, z), dim=1)
-    weights = torch.linalg.lstsq(basis, -field[mask][:, None]).solution[:, 0].tolist()
+    normal = torch.linalg.pinv(basis.T @ basis, hermitian=True)
+    weights = (normal @ (basis.T @ -field[mask].double())).tolist()
     fine = field if like is None else like
-    centred = [
-        ((torch.arange(n, dtype=field.dtype, device=field.device) + 0.5) / factor - whole / 2)
-        * (zoom / size)
-        for n, whole, zoom in zip(fine.shape, field.shape, zooms, strict=True)
-    ]
-    grid = (centred[0][:, None, None], centred[1][:, None], centred[2])
+    x, y, z = (
+        (
+            ((torch.arange(n, dtype=torch.float64, device=field.device) + 0.5) / factor - middle)
+            * zoom
+            / size
+        ).to(field)
+        for n, middle, zoom in zip(fine.shape, centre, zooms, strict=True)
+    )
     result = torch.zeros(fine.shape, dtype=field.dtype, device=field.device)
-    for weight, harmonic in zip(weights, _harmonics(*grid), strict=True):
+    for weight, harmonic in zip(weights, _harmonics(x[:, None, None], y[:, None], z), strict=True):
         result += weight * harmonic
     return result
 

@@ -1,0 +1,294 @@
+"""Nipype interfaces to :mod:`qsmpipe.numerics.masks`."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from nipype.interfaces.base import File, InputMultiObject, isdefined, traits
+
+from qsmpipe import images
+from qsmpipe.interfaces.base import Stage, StageInputSpec, StageOutputSpec
+from qsmpipe.methods import parameters_of
+from qsmpipe.numerics.masks.bet import bet
+from qsmpipe.numerics.masks.morphology import (
+    OPERATIONS,
+    combine,
+    erode,
+    fill_holes,
+    largest_component,
+)
+from qsmpipe.numerics.masks.quality import quality
+from qsmpipe.numerics.masks.threshold import threshold
+from qsmpipe.numerics.unwrap.romeo import quality_map
+
+
+def _default(method: str, name: str) -> Any:
+    return parameters_of("mask", method)[name].default
+
+
+class _MaskOutputSpec(StageOutputSpec):
+    mask = File(exists=True, desc="the mask")
+
+
+class _Mask(Stage):
+    """A mask of one image, on the CPU: the time goes into distances and components."""
+
+    output_spec = _MaskOutputSpec
+    stage = "mask"
+
+    def _make(self, like: str, cwd: Path) -> None:
+        mask = self._call(images.load(like), images.zooms_of(like))
+        self._keep(mask, cwd, like=like)
+
+    def _keep(self, mask: torch.Tensor, cwd: Path, *, like: str) -> None:
+        self._results["mask"] = images.save(mask, cwd / "mask.nii.gz", like=like)
+
+
+class _MagnitudeInputSpec(StageInputSpec):
+    magnitude = File(exists=True, mandatory=True, desc="magnitude, 3D or echoes last")
+    quality = File(exists=True, desc="phase quality; not used")
+
+
+class _MagnitudeMask(_Mask):
+    def _compute(self, cwd: Path, device: torch.device) -> None:
+        self._make(self.inputs.magnitude, cwd)
+
+
+class _ThresholdInputSpec(_MagnitudeInputSpec):
+    factor = traits.Range(
+        low=0.0,
+        exclude_low=True,
+        value=_default("threshold", "factor"),
+        usedefault=True,
+        desc="multiplies the threshold: above 1 for a tighter mask",
+    )
+    bias_sigma = traits.Range(
+        low=0.0,
+        value=_default("threshold", "bias_sigma"),
+        usedefault=True,
+        desc="smoothness of the bias field (mm); 0 for no correction",
+    )
+    smoothing = traits.Range(
+        low=0.0,
+        value=_default("threshold", "smoothing"),
+        usedefault=True,
+        desc="Gaussian width of the majority votes (mm)",
+    )
+    opening = traits.Range(
+        low=0.0,
+        value=_default("threshold", "opening"),
+        usedefault=True,
+        desc="half the width of the bridges that are cut (mm)",
+    )
+    max_hole = traits.Range(
+        low=0.0,
+        value=_default("threshold", "max_hole"),
+        usedefault=True,
+        desc="largest hole that is filled (mL)",
+    )
+
+
+class Threshold(_MagnitudeMask):
+    """Mask by the magnitude (:func:`qsmpipe.numerics.masks.threshold.threshold`)."""
+
+    input_spec = _ThresholdInputSpec
+    method = "threshold"
+    function = staticmethod(threshold)
+
+
+class _BETInputSpec(_MagnitudeInputSpec):
+    fractional_intensity = traits.Range(
+        low=0.0,
+        high=1.0,
+        exclude_low=True,
+        exclude_high=True,
+        value=_default("bet", "fractional_intensity"),
+        usedefault=True,
+        desc="where between dark and bright the brain ends; smaller gives a larger brain",
+    )
+    smoothness = traits.Range(
+        low=0.0,
+        exclude_low=True,
+        value=_default("bet", "smoothness"),
+        usedefault=True,
+        desc="multiplies the force that smooths the surface",
+    )
+    bias_sigma = traits.Range(
+        low=0.0,
+        value=_default("bet", "bias_sigma"),
+        usedefault=True,
+        desc="smoothness of the bias field (mm); 0 for no correction",
+    )
+    iterations = traits.Range(
+        low=1, value=_default("bet", "iterations"), usedefault=True, desc="steps at most"
+    )
+
+
+class BET(_MagnitudeMask):
+    """Extract the brain (:func:`qsmpipe.numerics.masks.bet.bet`)."""
+
+    input_spec = _BETInputSpec
+    method = "bet"
+    function = staticmethod(bet)
+
+
+class _QualityInputSpec(StageInputSpec):
+    quality = File(exists=True, mandatory=True, desc="phase quality, 0 to 1, 3D")
+    magnitude = File(exists=True, desc="magnitude; not used")
+    threshold = traits.Union(
+        traits.Float,
+        traits.Enum("otsu"),
+        default_value=_default("quality", "threshold"),
+        usedefault=True,
+        desc='least quality, or "otsu" for the one that splits the histogram best',
+    )
+    smoothing = traits.Range(
+        low=0.0,
+        value=_default("quality", "smoothing"),
+        usedefault=True,
+        desc="Gaussian width of the majority vote (mm)",
+    )
+    opening = traits.Range(
+        low=0.0,
+        value=_default("quality", "opening"),
+        usedefault=True,
+        desc="half the width of the bridges that are cut (mm)",
+    )
+    max_hole = traits.Range(
+        low=0.0,
+        value=_default("quality", "max_hole"),
+        usedefault=True,
+        desc="largest hole that is filled (mL)",
+    )
+
+
+class Quality(_Mask):
+    """Mask by phase quality (:func:`qsmpipe.numerics.masks.quality.quality`)."""
+
+    input_spec = _QualityInputSpec
+    method = "quality"
+    function = staticmethod(quality)
+
+    def _compute(self, cwd: Path, device: torch.device) -> None:
+        self._make(self.inputs.quality, cwd)
+
+
+class _QualityMapInputSpec(StageInputSpec):
+    phase = File(exists=True, mandatory=True, desc="wrapped phase (rad), 3D or echoes last")
+    magnitude = File(exists=True, desc="magnitude, on the grid of `phase`")
+    echo_times = traits.List(traits.Float, desc="echo times (s)")
+
+
+class _QualityMapOutputSpec(StageOutputSpec):
+    quality = File(exists=True, desc="phase quality, 0 to 1, 3D")
+
+
+class QualityMap(Stage):
+    """Quality of the phase (:func:`qsmpipe.numerics.unwrap.romeo.quality_map`)."""
+
+    input_spec, output_spec = _QualityMapInputSpec, _QualityMapOutputSpec
+    stage, method = "mask", "quality_map"
+    function = staticmethod(quality_map)
+
+    def _compute(self, cwd: Path, device: torch.device) -> None:
+        inputs, like = self.inputs, self.inputs.phase
+        supplied: dict[str, Any] = {}
+        if isdefined(inputs.magnitude):
+            supplied["magnitude"] = images.load(inputs.magnitude, like=like)
+        if isdefined(inputs.echo_times):
+            supplied["echo_times"] = inputs.echo_times
+        quality = quality_map(images.load(like), **supplied)
+        self._results["quality"] = images.save(quality, cwd / "quality.nii.gz", like=like)
+
+
+class _GivenInputSpec(StageInputSpec):
+    mask = File(exists=True, mandatory=True, desc="0 outside, another whole number inside")
+    magnitude = File(exists=True, mandatory=True, desc="image on whose grid the mask must be")
+
+
+class Given(_Mask):
+    """Take the user's own mask: whole numbers on the image's grid; it is never resampled."""
+
+    input_spec = _GivenInputSpec
+    method = "given"
+
+    def _compute(self, cwd: Path, device: torch.device) -> None:
+        path, like = self.inputs.mask, self.inputs.magnitude
+        if not images.same_grid(path, like):
+            msg = (
+                f"the mask {path} {images.shape_of(path)} is not on the grid of {like} "
+                f"{images.shape_of(like)[:3]} (shape or affine): resample it there with nearest "
+                "neighbours, a mask is never resampled here"
+            )
+            raise ValueError(msg)
+        values = images.load(path)
+        if values.ndim == 4 and len(values) == 1:
+            values = values[0]
+        if values.ndim != 3:
+            msg = f"the mask {path} has {len(values)} volumes: give one"
+            raise ValueError(msg)
+        if not torch.equal(values, values.round()):
+            msg = (
+                f"the mask {path} has values that are no whole numbers (a probability map, or a "
+                "mask that was interpolated?): apply a threshold first"
+            )
+            raise ValueError(msg)
+        self._keep(values != 0, cwd, like=like)
+
+
+class _CombineInputSpec(StageInputSpec):
+    masks = InputMultiObject(File(exists=True), mandatory=True, desc="masks on one grid")
+    operation = traits.Enum(*OPERATIONS, usedefault=True, desc="voxels of all masks, or of any")
+
+
+class Combine(_Mask):
+    """Join masks (:func:`qsmpipe.numerics.masks.morphology.combine`)."""
+
+    input_spec = _CombineInputSpec
+    method = "combine"
+    function = staticmethod(combine)
+
+    def _compute(self, cwd: Path, device: torch.device) -> None:
+        like, operation = self.inputs.masks[0], self.inputs.operation
+        masks = [images.load(path, like=like, dtype=torch.bool) for path in self.inputs.masks]
+        self._step["parameters"] = {"operation": operation, "masks": len(masks)}
+        self._keep(combine(masks, operation), cwd, like=like)
+
+
+class _RefineInputSpec(StageInputSpec):
+    mask = File(exists=True, mandatory=True, desc="what to refine")
+    max_hole = traits.Float(desc="largest hole that is filled (mL); every hole by default")
+    erosion = traits.Range(
+        low=0.0, value=0.0, usedefault=True, desc="radius of the ball that erodes (mm)"
+    )
+
+
+class Refine(_Mask):
+    """Fill holes, erode, keep the largest component; an empty mask is refused."""
+
+    input_spec = _RefineInputSpec
+    method = "refine"
+
+    def _compute(self, cwd: Path, device: torch.device) -> None:
+        inputs, zooms = self.inputs, images.zooms_of(self.inputs.mask)
+        limit = {"max_volume": inputs.max_hole} if isdefined(inputs.max_hole) else {}
+        self._step["parameters"] = {"erosion": inputs.erosion, **limit}
+        mask = images.load(inputs.mask, dtype=torch.bool)
+        if not mask.any():
+            msg = (
+                "the mask was empty before it was refined: none of the methods found anything, or "
+                "masks joined by & have no voxel in common. Look at the magnitude, or try another "
+                "method (threshold, quality, bet), | instead of &, or a mask of your own"
+            )
+            raise ValueError(msg)
+        mask = fill_holes(mask, zooms, **limit)
+        volume = int(mask.sum()) * math.prod(zooms) / 1000
+        mask = erode(mask, zooms, radius=inputs.erosion)
+        if not mask.any():
+            msg = (
+                f"eroding by {inputs.erosion:g} mm emptied the mask, which held {volume:.3g} mL: "
+                "erode less (mask erosion, in mm), or make a larger mask"
+            )
+            raise ValueError(msg)
+        self._keep(largest_component(mask), cwd, like=inputs.mask)

@@ -1,0 +1,182 @@
+"""From magnitude and phase to the mask that the rest of the pipeline works in."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from nipype.interfaces.utility import IdentityInterface, Merge
+from nipype.pipeline.engine import Node, Workflow
+
+from qsmpipe.interfaces.mask import Combine, Given, QualityMap, Refine
+from qsmpipe.methods import interface_of, parameters_of
+from qsmpipe.methods import method as row_of
+
+SYMBOLS = {"&": "and", "|": "or"}
+"""How masks are joined, to :data:`qsmpipe.numerics.masks.morphology.OPERATIONS`."""
+
+GIVEN = "given"
+"""Name of the user's own mask in an expression."""
+
+
+class Expression(NamedTuple):
+    """Methods and what stands between them."""
+
+    methods: tuple[str, ...]
+    """Names in their order."""
+    operations: tuple[str, ...]
+    """``"and"`` or ``"or"``, one fewer than methods."""
+
+
+def parse_expression(expression: str) -> Expression:
+    """Read mask methods joined by ``&`` and ``|``, which apply from left to right.
+
+    There is neither precedence nor a parenthesis: ``a | b & c`` is ``(a | b) & c``.
+
+    >>> parse_expression("bet & quality")
+    Expression(methods=('bet', 'quality'), operations=('and',))
+
+    Raises
+    ------
+    ValueError
+        If a name is missing, stands twice, or is no mask method.
+    """
+    operations = tuple(SYMBOLS[letter] for letter in expression if letter in SYMBOLS)
+    words = [word.strip() for word in expression.replace("|", "&").split("&")]
+    for word in words:
+        if not word:
+            msg = (
+                f"mask {expression!r}: a method is missing; write methods joined by & or |, as in "
+                "'bet & quality'"
+            )
+            raise ValueError(msg)
+        if word != GIVEN:
+            try:
+                row_of("mask", word)
+            except ValueError as error:
+                msg = f"mask {expression!r}: {error}; or {GIVEN!r} for a mask of your own"
+                raise ValueError(msg) from None
+        if words.count(word) > 1:
+            msg = f"mask {expression!r}: {word} stands there twice; once is enough"
+            raise ValueError(msg)
+    return Expression(tuple(words), operations)
+
+
+def init_mask_wf(
+    *,
+    method: str = "threshold",
+    parameters: Mapping[str, Mapping[str, Any]] | None = None,
+    erosion: float = 0.0,
+    omp_nthreads: int = 1,
+    use_gpu: bool = False,
+    name: str = "mask_wf",
+) -> Workflow:
+    """Make the mask, and the quality map of the phase.
+
+    Parameters
+    ----------
+    method : str
+        Keys of ``METHODS["mask"]`` in :mod:`qsmpipe.methods` joined by ``&`` (in both) and ``|``
+        (in any), from left to right, as in ``"bet & quality"``. ``"given"`` stands for the input
+        ``mask_given``.
+    parameters : mapping, optional
+        Method to parameter to value, where the default is not wanted:
+        ``{"bet": {"fractional_intensity": 0.4}}``.
+    erosion : float
+        Radius of the ball that erodes the mask (mm).
+    omp_nthreads : int
+        CPU threads of a node.
+    use_gpu : bool
+        Taken for the sake of one signature; masks are made on the CPU.
+    name : str
+        Name of the workflow.
+
+    Inputs
+    ------
+    magnitude
+        Magnitude, echoes last.
+    phase
+        Wrapped phase (rad), echoes last.
+    echo_times
+        Echo times (s).
+    mask_given
+        The user's own mask, with ``"given"``: whole numbers on the grid of ``magnitude``.
+
+    Outputs
+    -------
+    mask
+        One piece without holes, eroded.
+    quality
+        Phase quality, 0 to 1.
+    steps
+        List of what was done.
+
+    Raises
+    ------
+    ValueError
+        If the expression or a parameter's name is wrong.
+    """
+    expression = parse_expression(method)
+    _check_parameters(parameters or {})
+    threads = {"num_threads": omp_nthreads}
+    workflow = Workflow(name=name)
+    inputnode = Node(
+        IdentityInterface(fields=["magnitude", "phase", "echo_times", "mask_given"]),
+        name="inputnode",
+    )
+    outputnode = Node(IdentityInterface(fields=["mask", "quality", "steps"]), name="outputnode")
+    quality_map = Node(QualityMap(**threads), name="quality_map", n_procs=omp_nthreads)
+    workflow.connect([
+        (inputnode, quality_map, [(x, x) for x in ("phase", "magnitude", "echo_times")]),
+        (quality_map, outputnode, [("quality", "quality")]),
+    ])  # fmt: skip
+
+    done = [quality_map]
+    made = []
+    for key in expression.methods:
+        if key == GIVEN:
+            node = Node(Given(**threads), name=key, n_procs=omp_nthreads)
+            workflow.connect([(inputnode, node, [("mask_given", "mask")])])
+        else:
+            chosen = (parameters or {}).get(key, {})
+            interface = interface_of("mask", key)(**threads, **chosen)
+            node = Node(interface, name=key, n_procs=omp_nthreads)
+        workflow.connect([(inputnode, node, [("magnitude", "magnitude")])])
+        if key == "quality":
+            workflow.connect([(quality_map, node, [("quality", "quality")])])
+        made.append(node)
+    done += made
+
+    joined = made[0]
+    for number, operation in enumerate(expression.operations, start=1):
+        pair = Node(Merge(2), name=f"pair_{number}", run_without_submitting=True)
+        node = Node(Combine(operation=operation, **threads), name=f"combine_{number}")
+        workflow.connect([
+            (joined, pair, [("mask", "in1")]),
+            (made[number], pair, [("mask", "in2")]),
+            (pair, node, [("out", "masks")]),
+        ])  # fmt: skip
+        done.append(node)
+        joined = node
+
+    refine = Node(Refine(erosion=erosion, **threads), name="refine", n_procs=omp_nthreads)
+    done.append(refine)
+    steps = Node(Merge(len(done)), name="steps", run_without_submitting=True)
+    workflow.connect([
+        (joined, refine, [("mask", "mask")]),
+        *((node, steps, [("step", f"in{place}")]) for place, node in enumerate(done, start=1)),
+        (refine, outputnode, [("mask", "mask")]),
+        (steps, outputnode, [("out", "steps")]),
+    ])  # fmt: skip
+    return workflow
+
+
+def _check_parameters(parameters: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuse a method or parameter that does not exist; those of unused methods may stand."""
+    for key, chosen in parameters.items():
+        if key == GIVEN:
+            continue
+        row_of("mask", key)
+        known = parameters_of("mask", key)
+        for parameter in chosen:
+            if parameter not in known:
+                msg = f"mask {key} has no parameter {parameter!r}: choose from {', '.join(known)}"
+                raise ValueError(msg)
