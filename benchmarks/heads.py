@@ -1,4 +1,7 @@
-"""Whole heads from label maps, scanned at 1 mm and written as BIDS, with their truth."""
+"""Whole heads from label maps, scanned at 1 mm and written as BIDS, with their truth.
+
+The true brain is all brain tissue with the cerebrospinal fluid between its folds.
+"""
 
 import argparse
 import json
@@ -10,8 +13,8 @@ import torch
 
 from qsmpipe import images
 from qsmpipe.examples import rotation
-from qsmpipe.numerics.simulate import Scan, add_noise, brain_of, maps_of, simulate, upsample
-from qsmpipe.numerics.simulate.labels import TISSUES, clean
+from qsmpipe.numerics.simulate import Scan, add_noise, maps_of, simulate, upsample
+from qsmpipe.numerics.simulate.labels import TISSUES, brain_mask, clean
 from qsmpipe.numerics.units import GAMMA
 
 HEADS = Path(__file__).parents[2] / "shared" / "data" / "heads"
@@ -44,7 +47,7 @@ def write_head(
     small = tuple(zoom / factor for zoom in zooms)
     maps = maps_of(fine, TISSUES, small, field_strength=field_strength, texture=texture,
                    seed=number)  # fmt: skip
-    brain = brain_of(fine, TISSUES)
+    brain = upsample(brain_mask(labels, zooms), factor)
     below = int(torch.nonzero(brain.any(0).any(0))[0]) // factor - MARGIN
     window = (slice(None), slice(None), slice(max(below, 0), labels.shape[2]))
     scan = Scan(field_strength, ECHO_TIMES[field_strength], factor=factor, coil_seed=number,

@@ -18,7 +18,6 @@ from qsmpipe.numerics.background.sharp import (
     resharp,
     vsharp,
 )
-from qsmpipe.numerics.kernels import AXIAL
 
 
 class _BackgroundInputSpec(StageInputSpec):
@@ -27,11 +26,9 @@ class _BackgroundInputSpec(StageInputSpec):
     noise = File(exists=True, desc="standard deviation of `field` up to a scale, 3D, on its grid")
     b0_direction = traits.List(
         traits.Float,
-        value=list(AXIAL),
-        usedefault=True,
         minlen=3,
         maxlen=3,
-        desc="unit vector along B0 in voxel axes",
+        desc="unit vector along B0 in voxel axes; from the affine of `field` when not given",
     )
 
 
@@ -46,15 +43,18 @@ class _Background(Stage):
 
     def _compute(self, cwd: Path, device: torch.device) -> None:
         inputs, like = self.inputs, self.inputs.field
-        noise = None
+        supplied = {}
         if isdefined(inputs.noise):
-            noise = images.load(inputs.noise, like=like, device=device)
+            supplied["noise"] = images.load(inputs.noise, like=like, device=device)
+        if isdefined(inputs.b0_direction):
+            supplied["b0_direction"] = inputs.b0_direction
+        elif self.method == "pdf":
+            supplied["b0_direction"] = images.b0_direction(images.affine_of(like))
         local = self._call(
             images.load(like, device=device),
             images.load(inputs.mask, like=like, dtype=torch.bool, device=device),
             images.zooms_of(like),
-            noise=noise,
-            b0_direction=inputs.b0_direction,
+            **supplied,
         )
         self._record(local.convergence)
         self._results["field"] = images.save(local.field, cwd / "local.nii.gz", like=like)

@@ -13,6 +13,7 @@ from nipype.interfaces.base import (
     BaseInterfaceInputSpec,
     SimpleInterface,
     TraitedSpec,
+    Undefined,
     isdefined,
     traits,
 )
@@ -57,17 +58,16 @@ class Stage(SimpleInterface):
 
     def _call(self, *data: Any, **choices: Any) -> Any:
         """Call ``function`` with its own parameters and those ``choices`` that it knows."""
-        known = {
+        known = [
             name
             for name, parameter in inspect.signature(self.function).parameters.items()
             if parameter.kind is parameter.KEYWORD_ONLY
-        }
+        ]
+        # Not all of copyable_trait_names: traits keep `lambda_` off it until it is assigned to.
         parameters = {
             name: value
-            for name in self.inputs.copyable_trait_names()
-            if name in known
-            and name not in choices
-            and isdefined(value := getattr(self.inputs, name))
+            for name in known
+            if name not in choices and isdefined(value := getattr(self.inputs, name, Undefined))
         }
         self._step["parameters"] |= parameters
         choices = {name: value for name, value in choices.items() if name in known}

@@ -42,7 +42,7 @@ class Settings:
 
     preset: str = "default"
     offset: str = "mcpc3ds"
-    mask: str = "threshold"
+    mask: str = "bet & quality"
     mask_erosion: float = 0.0
     unwrap: str = "romeo"
     field: str = "nonlinear"

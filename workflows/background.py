@@ -41,7 +41,8 @@ def init_background_wf(
     noise
         Standard deviation of ``field``, up to a scale; optional, and of use to PDF alone.
     b0_direction
-        Unit vector along B0 in voxel axes; of use to PDF alone.
+        Unit vector along B0 in voxel axes; of use to PDF alone, which takes it from the affine of
+        ``field`` when it is not given.
 
     Outputs
     -------

@@ -34,7 +34,7 @@ def init_qsm_wf(
     *,
     echoes: int,
     offset: str = "mcpc3ds",
-    mask: str = "threshold",
+    mask: str = "bet & quality",
     mask_erosion: float = 0.0,
     unwrap: str = "romeo",
     field: str = "nonlinear",

@@ -12,14 +12,13 @@ os.environ.setdefault("NO_ET", "1")
 os.environ.setdefault("NIPYPE_NO_ET", "1")
 
 import nipype
-from nipype.interfaces.utility import IdentityInterface
 from nipype.pipeline.engine import Node, Workflow
 from nipype.utils.filemanip import loadpkl
 
 from qsmpipe.checks import Examination
 from qsmpipe.cli.errors import Exit, Failure
 from qsmpipe.cli.plugin import ProcessPerNode
-from qsmpipe.cli.progress import RunProgress
+from qsmpipe.cli.progress import RunProgress, is_plumbing
 from qsmpipe.settings import Settings
 from qsmpipe.workflows.base import init_run_wf
 
@@ -128,7 +127,7 @@ def _nodes(workflow: Workflow) -> dict[str, list[Node]]:
     """Nodes that compute something, by the name of their acquisition's workflow."""
     nodes: dict[str, list[Node]] = defaultdict(list)
     for node in workflow._create_flat_graph().nodes():
-        if not isinstance(node.interface, IdentityInterface):
+        if not is_plumbing(node):
             node.base_dir = workflow.base_dir
             nodes[node.fullname.split(".")[2]].append(node)
     return nodes

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
 
+from nipype.interfaces.utility import IdentityInterface, Merge
 from nipype.pipeline.engine import Node
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
@@ -47,11 +48,13 @@ class RunProgress:
         self._progress.stop()
 
     def __call__(self, node: Node, status: str, *_: Any) -> None:
-        """Take a node's ``start``, ``end`` or ``exception``."""
+        """Take a node's ``start``, ``end`` or ``exception``; what only passes data on is left out."""
         acquisition = next(
             (part for part in node.fullname.split(".") if part in self._tasks), None
         )
-        if acquisition is None:
+        if status == "end":
+            self.ended.add(node.fullname)
+        if acquisition is None or is_plumbing(node):
             return
         task = self._tasks[acquisition]
         parts = node.fullname.split(".")
@@ -64,8 +67,6 @@ class RunProgress:
             self._progress.start_task(task)
             self._progress.update(task, stage=stage)
             return
-        if status == "end":
-            self.ended.add(node.fullname)
         began = self._began.pop(node.fullname, None)
         done = "FAILED" if status == "exception" else "cached" if began is None else "done"
         self._progress.update(task, advance=1, stage=f"{stage} {done}")
@@ -73,6 +74,11 @@ class RunProgress:
             took = "" if began is None else f" in {time.monotonic() - began:.1f} s"
             stamp = time.strftime("%H:%M:%S")
             print(f"{stamp} {_spoken(acquisition)}: {stage} {done}{took}", file=sys.stderr)
+
+
+def is_plumbing(node: Node) -> bool:
+    """Whether a node computes nothing."""
+    return isinstance(node.interface, IdentityInterface | Merge)
 
 
 def _spoken(workflow: str) -> str:

@@ -283,7 +283,12 @@ def _gradient_split_block(
 
 
 def dipole_step(
-    right: Tensor, residual: Tensor, field: Tensor, transfer: Tensor, inverse: Tensor, weight: float
+    right: Tensor,
+    residual: Tensor,
+    field: Tensor,
+    transfer: Tensor,
+    inverse: Tensor,
+    weight: float,
 ) -> None:
     r"""Solve for susceptibility and predict its field, in k-space.
 
@@ -356,7 +361,9 @@ def data_split(predicted: Tensor, dual: Tensor, measured: Tensor, trust: Tensor)
 
 
 @_parallel
-def _data_split_loops(predicted: NDArray, dual: NDArray, measured: NDArray, trust: NDArray) -> None:
+def _data_split_loops(
+    predicted: NDArray, dual: NDArray, measured: NDArray, trust: NDArray
+) -> None:
     for i in numba.prange(predicted.size):
         changed = (predicted[i] + dual[i] - measured[i]) * trust[i]
         predicted[i] = dual[i] - (changed + changed)

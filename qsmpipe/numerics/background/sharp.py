@@ -79,9 +79,7 @@ def vsharp(
     """
     known, box = known_field(field, mask), bounding_box(mask)
     inside, known = mask[box], known[(..., *box)]
-    sizes = sorted((radius for radius in radii if radius >= max(zooms)), reverse=True)
-    if not sizes:
-        raise ValueError(_too_small(max(radii, default=0.0), zooms))
+    sizes = _usable(radii, inside, zooms)
     balls = Balls.on_grid(inside, zooms, sizes[0], like=known)
     spectrum = rfft(known, balls.shape)
 
@@ -178,6 +176,18 @@ def resharp(
     return LocalField(
         in_place(local, box, mask), in_place(deviation.trusted, box, mask), convergence
     )
+
+
+def _usable(radii: Sequence[float], inside: Tensor, zooms: Zooms) -> list[float]:
+    """Radii, largest first, of the balls that reach a neighbour and are no wider than the grid."""
+    reaching = sorted((radius for radius in radii if radius >= max(zooms)), reverse=True)
+    if not reaching:
+        raise ValueError(_too_small(max(radii, default=0.0), zooms))
+    widest = min((n + 1) / 2 * zoom for n, zoom in zip(inside.shape, zooms, strict=True))
+    usable = [radius for radius in reaching if radius < widest]
+    if not usable:
+        raise ValueError(_too_large(reaching[-1], inside, zooms))
+    return usable
 
 
 @dataclass(frozen=True)

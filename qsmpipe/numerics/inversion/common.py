@@ -13,6 +13,7 @@ from qsmpipe.numerics.background.common import bounding_box, in_place, known_fie
 from qsmpipe.numerics.fourier import Shape, Zooms, convolve
 from qsmpipe.numerics.solvers import Convergence
 
+
 class Susceptibility(NamedTuple):
     """A susceptibility map."""
 
@@ -78,9 +79,7 @@ class Window:
 
     def back(self, chi: Tensor) -> Tensor:
         """``chi`` of the box, or of the padded grid, on the image's grid; 0 outside the mask."""
-        x, y, z = (
-            slice(n, size - n) for n, size in zip(self.reach, self.mask.shape, strict=True)
-        )
+        x, y, z = (slice(n, size - n) for n, size in zip(self.reach, self.mask.shape, strict=True))
         inside = torch.where(self.mask[x, y, z], chi[x, y, z], 0)
         return in_place(inside, bounding_box(self.image), like=self.image)
 

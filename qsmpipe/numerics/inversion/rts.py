@@ -13,8 +13,8 @@ from qsmpipe.numerics.operators import gradient_adjoint
 from qsmpipe.numerics.solvers import Convergence, lsmr
 
 PADDING = 0.5
-"""Zeros beyond the mask's box, as a fraction of it. On a head-like phantom of 64 mm with noise, more
-changed the map by 2 % of its norm, half of it by 4 %."""
+"""Zeros beyond the mask's box, as a fraction of it. On a head-like phantom of 64 mm with noise,
+more changed the map by 2 % of its norm, half of it by 4 %."""
 
 DEFAULT_DELTA = 0.15
 """Least dipole kernel whose frequencies the first step determines."""

@@ -8,7 +8,7 @@ from torch import Tensor
 from qsmpipe.numerics.fourier import SPACE, Zooms, convolve, irfft, rfft
 from qsmpipe.numerics.fused import ALLOWED, OBSERVED, data_split, dipole_step, gradient_split
 from qsmpipe.numerics.inversion.common import Susceptibility, Window
-from qsmpipe.numerics.kernels import AXIAL, ball_mean, dipole, laplacian
+from qsmpipe.numerics.kernels import AXIAL, ball_mean, ball_voxels, dipole, laplacian
 from qsmpipe.numerics.solvers import Convergence
 
 PADDING = 0.25
@@ -16,21 +16,22 @@ PADDING = 0.25
 64 mm with noise, more changed the map by 1 % of its norm."""
 
 DEFAULT_LAMBDA = 2e-4
-"""Weight of the total variation (ppm mm)."""
+"""Weight of the total variation (ppm mm). On head-like phantoms of 1 mm the best weight was about
+0.07 mm times the noise of the field: this one suits 0.003 ppm."""
 DEFAULT_RHO = 100.0
 """Penalty of the gradient's split over lambda (mm/ppm)."""
-DEFAULT_MU = 0.3
+DEFAULT_MU = 0.1
 """Penalty of the field's split."""
 DEFAULT_TOLERANCE = 1e-3
-DEFAULT_MAX_ITERATIONS = 150
+DEFAULT_MAX_ITERATIONS = 200
 
 REACH = 8.0
 """Distance from the mask (mm) up to which there may be sources.
 
 What is left of the background must go somewhere: without sources outside it ends up inside, and
 with sources everywhere the far ones, of which the data say next to nothing, never settle. On
-phantoms with sources in a shell around the mask, and with a harmonic field left over, 5 to 12 mm
-were as accurate as no limit and took half the iterations.
+phantoms with sources in a shell of 3 mm around the mask, 5 to 12 mm had the error of no limit
+(33 %, against 44 % without any reach) in half the iterations.
 """
 
 SUPPORT = 0.01
@@ -125,16 +126,17 @@ def tv(
         if value <= 0:
             msg = f"{name} is {value:g}: give a weight above 0"
             raise ValueError(msg)
-    weight = data_weight(mask, noise, field)
     window = Window.around(field, mask, zooms, padding=PADDING, reach=REACH)
-    weight = Window.around(weight, mask, zooms, padding=PADDING, reach=REACH).field
-    trust = weight.square_() / (weight + mu)
+    weight = data_weight(mask, noise, field)
+    squared = Window.around(weight, mask, zooms, padding=PADDING, reach=REACH).field ** 2
+    trust = squared / (squared + mu)
     shape, box = window.shape, window.mask.shape
 
     kernel = dipole(shape, zooms, b0_direction, like=field)
     denominator = laplacian(shape, zooms, like=field).mul_(lambda_ * rho)
     inverse = denominator.add_(mu * kernel**2).add_(SUPPORT).reciprocal_()
-    near = convolve(window.mask.to(field), ball_mean(shape, zooms, REACH, like=field), shape) > 1e-5
+    ball = ball_mean(shape, zooms, REACH, like=field)
+    near = convolve(window.mask.to(field), ball, shape) > 0.5 / ball_voxels(zooms, REACH)
     x, y, z = box
     zone = torch.zeros(shape, dtype=torch.uint8, device=field.device)
     zone[:x, :y, :z] = ALLOWED * near + OBSERVED * window.mask

@@ -163,7 +163,7 @@ def _look(volume: np.ndarray, zooms: Zooms) -> _Head:
 
 
 def _resample(volume: np.ndarray, zooms: Zooms, step: float) -> tuple[np.ndarray, float]:
-    """Volume on an isotropic grid of ``step`` mm; the first voxel stays, finer ones are averaged."""
+    """Volume on a grid of ``step`` mm with the same first voxel; finer voxels are averaged."""
     sigma = [0.5 * math.sqrt(max((step / zoom) ** 2 - 1, 0)) for zoom in zooms]
     shape = [int((n - 1) * zoom / step) + 1 for n, zoom in zip(volume.shape, zooms, strict=True)]
     return ndimage.affine_transform(

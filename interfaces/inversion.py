@@ -1,0 +1,183 @@
+"""Nipype interfaces to :mod:`qsmpipe.numerics.inversion`."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from nipype.interfaces.base import File, isdefined, traits
+
+from qsmpipe import images
+from qsmpipe.interfaces.base import Stage, StageInputSpec, StageOutputSpec
+from qsmpipe.methods import parameters_of
+from qsmpipe.numerics.inversion import l2, rts, tkd, tv
+
+
+def _defaults(method: str) -> dict[str, Any]:
+    rows = parameters_of("inversion", method)
+    return {name: parameter.default for name, parameter in rows.items()}
+
+
+_TKD, _L2, _RTS, _TV = (_defaults(method) for method in ("tkd", "l2", "rts", "tv"))
+
+
+class _InversionInputSpec(StageInputSpec):
+    field = File(exists=True, mandatory=True, desc="field (ppm) of the sources inside `mask`")
+    mask = File(exists=True, mandatory=True, desc="where `field` is known, on its grid")
+    noise = File(
+        exists=True,
+        desc="standard deviation of `field`, on its grid; for the methods that weight the data",
+    )
+    b0_direction = traits.List(
+        traits.Float,
+        minlen=3,
+        maxlen=3,
+        desc="unit vector along B0 in voxel axes; from the affine of `field` when not given",
+    )
+
+
+class _InversionOutputSpec(StageOutputSpec):
+    chi = File(exists=True, desc="susceptibility (ppm), not referenced; 0 outside `mask`")
+
+
+class _Inversion(Stage):
+    input_spec, output_spec = _InversionInputSpec, _InversionOutputSpec
+    stage = "inversion"
+
+    def _compute(self, cwd: Path, device: torch.device) -> None:
+        inputs, like = self.inputs, self.inputs.field
+        noise = None
+        if isdefined(inputs.noise):
+            noise = images.load(inputs.noise, like=like, device=device)
+        direction = (
+            inputs.b0_direction
+            if isdefined(inputs.b0_direction)
+            else images.b0_direction(images.affine_of(like))
+        )
+        result = self._call(
+            images.load(like, device=device),
+            images.load(inputs.mask, like=like, dtype=torch.bool, device=device),
+            images.zooms_of(like),
+            b0_direction=direction,
+            noise=noise,
+        )
+        self._record(result.convergence)
+        self._results["chi"] = images.save(result.chi, cwd / "chi.nii.gz", like=like)
+
+
+class _TKDInputSpec(_InversionInputSpec):
+    threshold = traits.Range(
+        low=0.0,
+        high=2 / 3,
+        exclude_low=True,
+        value=_TKD["threshold"],
+        usedefault=True,
+        desc="least dipole kernel that is divided by",
+    )
+
+
+class TKD(_Inversion):
+    """Divide by the thresholded kernel (:func:`qsmpipe.numerics.inversion.direct.tkd`)."""
+
+    input_spec = _TKDInputSpec
+    method = "tkd"
+    function = staticmethod(tkd)
+
+
+class _L2InputSpec(_InversionInputSpec):
+    lambda_ = traits.Range(
+        low=0.0,
+        exclude_low=True,
+        value=_L2["lambda_"],
+        usedefault=True,
+        desc="weight of the squared gradient (mm2)",
+    )
+
+
+class L2(_Inversion):
+    """Invert with the squared gradient (:func:`qsmpipe.numerics.inversion.direct.l2`)."""
+
+    input_spec = _L2InputSpec
+    method = "l2"
+    function = staticmethod(l2)
+
+
+class _RTSInputSpec(_InversionInputSpec):
+    delta = traits.Range(
+        low=0.0,
+        high=2 / 3,
+        value=_RTS["delta"],
+        usedefault=True,
+        desc="least dipole kernel whose frequencies the first step determines",
+    )
+    mu = traits.Range(
+        low=0.0,
+        exclude_low=True,
+        value=_RTS["mu"],
+        usedefault=True,
+        desc="weight of those frequencies against the total variation (1/(ppm mm))",
+    )
+    rho = traits.Range(
+        low=0.0,
+        exclude_low=True,
+        value=_RTS["rho"],
+        usedefault=True,
+        desc="penalty of the split at the start (mm/ppm)",
+    )
+    tolerance = traits.Range(
+        low=0.0,
+        value=_RTS["tolerance"],
+        usedefault=True,
+        desc="relative change of the map that stops",
+    )
+    max_iterations = traits.Range(
+        low=1, value=_RTS["max_iterations"], usedefault=True, desc="iterations at most"
+    )
+
+
+class RTS(_Inversion):
+    """Invert in two rapid steps (:func:`qsmpipe.numerics.inversion.rts.rts`)."""
+
+    input_spec = _RTSInputSpec
+    method = "rts"
+    function = staticmethod(rts)
+
+
+class _TVInputSpec(_InversionInputSpec):
+    lambda_ = traits.Range(
+        low=0.0,
+        exclude_low=True,
+        value=_TV["lambda_"],
+        usedefault=True,
+        desc="weight of the total variation (ppm mm)",
+    )
+    rho = traits.Range(
+        low=0.0,
+        exclude_low=True,
+        value=_TV["rho"],
+        usedefault=True,
+        desc="penalty of the gradient's split over lambda (mm/ppm): speed only",
+    )
+    mu = traits.Range(
+        low=0.0,
+        exclude_low=True,
+        value=_TV["mu"],
+        usedefault=True,
+        desc="penalty of the field's split: speed only",
+    )
+    tolerance = traits.Range(
+        low=0.0,
+        value=_TV["tolerance"],
+        usedefault=True,
+        desc="relative change of the map that stops",
+    )
+    max_iterations = traits.Range(
+        low=1, value=_TV["max_iterations"], usedefault=True, desc="iterations at most"
+    )
+
+
+class TV(_Inversion):
+    """Invert with total variation (:func:`qsmpipe.numerics.inversion.tv.tv`)."""
+
+    input_spec = _TVInputSpec
+    method = "tv"
+    function = staticmethod(tv)

@@ -1,0 +1,102 @@
+"""Referencing: the region's mean is 0, nothing else changes."""
+
+from pathlib import Path
+
+import nibabel as nb
+import numpy as np
+import pytest
+import torch
+from nipype.interfaces.utility import IdentityInterface
+from nipype.pipeline.engine import Node, Workflow
+
+from qsmpipe import images
+from qsmpipe.numerics.reference import reference
+from qsmpipe.workflows.reference import METHODS, init_reference_wf
+
+SHAPE = (11, 9, 8)
+
+
+@pytest.fixture
+def maps() -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    mask = torch.zeros(SHAPE, dtype=torch.bool)
+    mask[1:-1, 1:-1, 1:-1] = True
+    region = torch.zeros(SHAPE, dtype=torch.bool)
+    region[:4, 2:5, 3:6] = True  # one layer of it lies outside the mask
+    chi = (torch.randn(SHAPE, generator=generator) * 0.05 + 0.02) * mask
+    return {"chi": chi, "mask": mask, "region": region}
+
+
+@pytest.mark.parametrize("name", [None, "region"])
+def test_the_region_becomes_zero(name: str | None, maps: dict[str, torch.Tensor]) -> None:
+    chi, mask = maps["chi"], maps["mask"]
+    inside = maps["region"] & mask if name else mask
+    result = reference(chi, mask, region=maps["region"] if name else None)
+    assert result.chi[inside].double().mean().abs() < 1e-7
+    assert not result.chi[~mask].any()
+    assert result.value == pytest.approx(chi[inside].double().mean().item(), abs=1e-9)
+    assert result.deviation == pytest.approx(np.std(chi[inside].numpy()), rel=1e-5)
+    assert result.voxels == inside.sum()
+    torch.testing.assert_close(result.chi[mask], chi[mask] - result.value, rtol=0, atol=1e-7)
+
+
+def test_an_offset_changes_the_value_alone(maps: dict[str, torch.Tensor]) -> None:
+    chi, mask = maps["chi"].double(), maps["mask"]
+    first, second = reference(chi, mask), reference(chi + 0.3, mask)
+    torch.testing.assert_close(first.chi, second.chi)
+    assert second.value - first.value == pytest.approx(0.3)
+
+
+def test_what_has_no_mean_is_refused(maps: dict[str, torch.Tensor]) -> None:
+    chi, mask = maps["chi"], maps["mask"]
+    with pytest.raises(ValueError, match="region is empty"):
+        reference(chi, mask, region=torch.zeros_like(mask))
+    with pytest.raises(ValueError, match="mask is empty"):
+        reference(chi, torch.zeros_like(mask))
+    with pytest.raises(ValueError, match=r"outside the mask \(378 voxels\)"):
+        reference(chi, mask, region=~mask)
+    with pytest.raises(ValueError, match=r"chi \(11, 9, 8\) and region \(11, 9, 7\)"):
+        reference(chi, mask, region=mask[..., 1:])
+    with pytest.raises(ValueError, match="not finite in 1"):
+        reference(torch.where(torch.ones(SHAPE).cumsum(0) == 5, torch.nan, chi)[:], mask[:], region=_one(5))
+
+
+def _one(x: int) -> torch.Tensor:
+    region = torch.zeros(SHAPE, dtype=torch.bool)
+    region[x - 1, 4, 4] = True
+    return region
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_workflow_runs(method: str, maps: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    for name, data in maps.items():
+        nb.Nifti1Image(data.numpy().astype(np.float32), np.eye(4)).to_filename(
+            tmp_path / f"{name}.nii.gz"
+        )
+    reference_wf = init_reference_wf(method=method)
+    for name in maps:
+        setattr(reference_wf.inputs.inputnode, name, tmp_path / f"{name}.nii.gz")
+    start = Node(IdentityInterface(["chi"]), name="start")
+    start.inputs.chi = str(tmp_path / "chi.nii.gz")
+    outer = Workflow(name="outer", base_dir=tmp_path)
+    end = Node(Gather(), name="end")
+    outer.connect([
+        (start, reference_wf, [("chi", "inputnode.chi")]),
+        (reference_wf, end, [(f"outputnode.{x}", x) for x in ("chi", "value", "step")]),
+    ])  # fmt: skip
+    done = {node.name: node for node in outer.run().nodes()}
+    inputs = done["end"].inputs
+    region = maps["region"] if method == "region" else None
+    expected = reference(maps["chi"], maps["mask"], region=region)
+    assert inputs.step["method"] == method
+    if method == "none":
+        assert inputs.value == 0
+        assert inputs.chi == str(tmp_path / "chi.nii.gz")
+    else:
+        assert inputs.value == pytest.approx(expected.value)
+        torch.testing.assert_close(images.load(inputs.chi), expected.chi)
+
+
+def test_an_unknown_method_is_refused() -> None:
+    with pytest.raises(ValueError, match="choose from brain, none, region"):
+        init_reference_wf(method="csf")

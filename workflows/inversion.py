@@ -1,0 +1,68 @@
+"""From the local field to susceptibility."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from nipype.interfaces.utility import IdentityInterface
+from nipype.pipeline.engine import Node, Workflow
+
+from qsmpipe.methods import interface_of
+
+
+def init_inversion_wf(
+    *,
+    method: str = "tv",
+    parameters: Mapping[str, Any] | None = None,
+    omp_nthreads: int = 1,
+    use_gpu: bool = False,
+    name: str = "inversion_wf",
+) -> Workflow:
+    """Invert the dipole.
+
+    Parameters
+    ----------
+    method : str
+        A key of ``METHODS["inversion"]`` in :mod:`qsmpipe.methods`.
+    parameters : mapping, optional
+        Parameters of the method, where the default is not wanted.
+    omp_nthreads : int
+        CPU threads.
+    use_gpu : bool
+        Run on CUDA.
+    name : str
+        Name of the workflow.
+
+    Inputs
+    ------
+    field
+        Field of the sources inside ``mask`` (ppm).
+    mask
+        Where ``field`` is known.
+    noise
+        Standard deviation of ``field``, in any unit (optional): weights the data of the methods
+        that do so.
+    b0_direction
+        Unit vector along B0 in voxel axes (optional): from the affine of ``field`` by default.
+
+    Outputs
+    -------
+    chi
+        Susceptibility (ppm), not referenced; 0 outside ``mask``.
+    step
+        What was done.
+    """
+    inputs = ("field", "mask", "noise", "b0_direction")
+    outputs = ("chi", "step")
+    workflow = Workflow(name=name)
+    inputnode = Node(IdentityInterface(fields=list(inputs)), name="inputnode")
+    outputnode = Node(IdentityInterface(fields=list(outputs)), name="outputnode")
+    interface = interface_of("inversion", method)(
+        num_threads=omp_nthreads, use_gpu=use_gpu, **(parameters or {})
+    )
+    invert = Node(interface, name=method, n_procs=omp_nthreads)
+
+    workflow.connect([
+        (inputnode, invert, [(field, field) for field in inputs]),
+        (invert, outputnode, [(field, field) for field in outputs]),
+    ])  # fmt: skip
+    return workflow
