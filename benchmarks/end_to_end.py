@@ -51,11 +51,14 @@ def run(bids: Path, out: Path, options: list[str]) -> dict[str, Any]:
 
 
 def load(out: Path, pattern: str) -> torch.Tensor:
+    """Read the one derivative of that name."""
     (path,) = out.glob(f"sub-*/{pattern}")
     return torch.from_numpy(np.asarray(nb.load(path).dataobj, dtype=np.float32))
 
 
-def compare(out: Path, truth: dict[str, np.ndarray]) -> Iterator[tuple[str, str, dict[str, float]]]:
+def compare(
+    out: Path, truth: dict[str, np.ndarray]
+) -> Iterator[tuple[str, str, dict[str, float]]]:
     """Map, region of the score, scores."""
     brain = torch.from_numpy(truth["mask"])
     ppm = 1 / hz_per_ppm(float(truth["field_strength"]))
@@ -85,13 +88,18 @@ def compare(out: Path, truth: dict[str, np.ndarray]) -> Iterator[tuple[str, str,
     true_chi = truth["chi"] - truth["chi"][inside_array].mean()
     for region, numbers in REGIONS.items():
         where = np.isin(labels, numbers) & inside_array
-        yield region, "mean", {
-            "found": float(chi[where].mean() - chi[inside_array].mean()),
-            "true": float(true_chi[where].mean()),
-        }
+        yield (
+            region,
+            "mean",
+            {
+                "found": float(chi[where].mean() - chi[inside_array].mean()),
+                "true": float(true_chi[where].mean()),
+            },
+        )
 
 
 def main() -> None:
+    """Run what is missing and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="keep the simulated heads here")
     parser.add_argument("--out", type=Path, required=True, help="keep the results here")

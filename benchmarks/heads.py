@@ -24,8 +24,14 @@ MARGIN = 8
 
 
 def write_head(
-    number: int, out: Path, *, field_strength: float, tilt: float = 0.0, snr: float = 60.0,
-    factor: int = 2, texture: float = 0.006,
+    number: int,
+    out: Path,
+    *,
+    field_strength: float,
+    tilt: float = 0.0,
+    snr: float = 60.0,
+    factor: int = 2,
+    texture: float = 0.006,
 ) -> Path:
     """Simulate one head; returns its folder, which holds ``bids`` and ``truth.npz``."""
     folder = out / f"head{number:02d}_{field_strength:g}T_tilt{tilt:g}"

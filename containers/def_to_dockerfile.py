@@ -15,7 +15,7 @@ def sections(text: str) -> dict[str, str]:
 
 
 def dockerfile(recipe: str) -> str:
-    """A Dockerfile that copies %files, runs %post, exports %environment, runs %runscript."""
+    """Write a Dockerfile of %files, %post, %environment and %runscript."""
     part = sections(recipe)
     arguments = dict(line.split("=", 1) for line in part["arguments"].splitlines())
     post = part["post"]

@@ -1,6 +1,7 @@
 """Nipype interfaces to :mod:`qsmpipe.numerics.background`."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from nipype.interfaces.base import File, isdefined, traits
@@ -43,7 +44,7 @@ class _Background(Stage):
 
     def _compute(self, cwd: Path, device: torch.device) -> None:
         inputs, like = self.inputs, self.inputs.field
-        supplied = {}
+        supplied: dict[str, Any] = {}
         if isdefined(inputs.noise):
             supplied["noise"] = images.load(inputs.noise, like=like, device=device)
         if isdefined(inputs.b0_direction):

@@ -1,6 +1,7 @@
 """What the interfaces of all stages share: device, threads, and the record of what was done."""
 
 import inspect
+import keyword
 import logging
 import resource
 import time
@@ -31,6 +32,12 @@ class StageInputSpec(BaseInterfaceInputSpec):
     use_gpu = traits.Bool(
         False, usedefault=True, nohash=True, desc="compute on CUDA; takes one GPU slot"
     )
+
+    def __init__(self, **values: Any) -> None:
+        super().__init__(**values)
+        for word in filter(keyword.iskeyword, self.__prefix_traits__):
+            # traits takes `lambda_` for the prefix of a family of names; it is one once assigned.
+            setattr(self, f"{word}_", getattr(self, f"{word}_"))
 
 
 class StageOutputSpec(TraitedSpec):
@@ -63,7 +70,6 @@ class Stage(SimpleInterface):
             for name, parameter in inspect.signature(self.function).parameters.items()
             if parameter.kind is parameter.KEYWORD_ONLY
         ]
-        # Not all of copyable_trait_names: traits keep `lambda_` off it until it is assigned to.
         parameters = {
             name: value
             for name in known
@@ -111,6 +117,6 @@ class Stage(SimpleInterface):
 def set_threads(count: int) -> None:
     """Hold torch and numba to ``count`` threads."""
     torch.set_num_threads(count)
-    import numba  # noqa: PLC0415  (its import costs more than a node that needs none)
+    import numba
 
-    numba.set_num_threads(min(count, numba.config.NUMBA_NUM_THREADS))
+    numba.set_num_threads(min(count, int(numba.config.NUMBA_NUM_THREADS)))

@@ -145,8 +145,7 @@ METHODS: dict[str, dict[str, Method]] = {
             "inversion.direct:tkd",
             "TKD",
             "thresholded k-space division",
-            "Susceptibility was computed by thresholded k-space division (threshold "
-            "{threshold}).",
+            "Susceptibility was computed by thresholded k-space division (threshold {threshold}).",
             ("shmueli2009",),
         ),
         "l2": Method(

@@ -75,7 +75,7 @@ class Settings:
         return tuple(name.strip() for name in names if name.strip() not in ("none", "given"))
 
     def parameters_for(self, stage: str) -> dict[str, dict[str, Any]]:
-        """What the user set for each method of ``stage``, checked against its signature.
+        """Collect what the user set for each method of ``stage``, checked by its signature.
 
         Raises
         ------
@@ -147,8 +147,8 @@ class Settings:
         ]
 
     def as_toml(self) -> str:
-        """These settings as text that :func:`read` takes."""
-        import tomli_w  # noqa: PLC0415  (needed once per run)
+        """Write these settings as text that :func:`read` takes."""
+        import tomli_w
 
         return tomli_w.dumps(_plain(dataclasses.asdict(self)))
 
@@ -165,7 +165,7 @@ def presets() -> dict[str, dict[str, Any]]:
 
 
 def read(path: str | Path) -> dict[str, Any]:
-    """Settings in a TOML file.
+    """Read the settings in a TOML file.
 
     Raises
     ------
@@ -188,7 +188,7 @@ def read(path: str | Path) -> dict[str, Any]:
 
 
 def combine(command_line: Mapping[str, Any], config_file: str | None = None) -> Settings:
-    """Settings from the defaults, the preset, the file and the command line, the last one winning.
+    """Join the defaults, the preset, the file and the command line, the last one winning.
 
     Parameters of methods (``parameters``) add up, one by one.
     """
@@ -252,9 +252,13 @@ def _no_owner(stage: str, methods: list[str], key: str, owners: list[str]) -> st
         options = " or ".join(f"{stage}.{name}.{key}" for name in owners)
         return f"{stage}.{key} could be meant for several methods: write {options}"
     takes = {name: [_spoken(p) for p in parameters_of(stage, name)] for name in methods}
-    close = difflib.get_close_matches(key, sum(takes.values(), []), n=1)
+    close = difflib.get_close_matches(
+        key, [name for names in takes.values() for name in names], n=1
+    )
     hint = f"; did you mean {close[0]!r}?" if close else ""
-    what = "; ".join(f"{name} takes {', '.join(p) or 'no parameters'}" for name, p in takes.items())
+    what = "; ".join(
+        f"{name} takes {', '.join(p) or 'no parameters'}" for name, p in takes.items()
+    )
     return f"{stage} has no parameter {key!r}: {what or f'no method of {stage} is run'}{hint}"
 
 
@@ -285,7 +289,7 @@ def _fitting(stage: str, name: str, key: str, value: Any) -> Any:
 
 
 def versions() -> dict[str, str]:
-    """What computed the maps."""
+    """List what computes the maps."""
     found = {"qsmpipe": __version__, "python": platform.python_version()}
     for package in ("nipype", "nibabel", "numpy", "scipy", "torch", "numba", "pybids"):
         try:

@@ -33,9 +33,8 @@ def tree(folder: Path) -> dict[str, str]:
 
 
 def listing(folder: Path) -> list[str]:
-    return sorted(
-        str(path.relative_to(folder)) for path in folder.glob("sub-*/**/*") if path.is_file()
-    )
+    found = [*folder.glob("sub-*.html"), *folder.glob("sub-*/**/*")]
+    return sorted(str(path.relative_to(folder)) for path in found if path.is_file())
 
 
 def executed(out: Path, run: int = -1) -> set[str]:
@@ -142,9 +141,7 @@ def test_a_failed_acquisition_does_not_stop_the_others(
         target = masks / name / "anat" / f"{name}_desc-brain_mask.nii.gz"
         target.parent.mkdir(parents=True)
         nb.Nifti1Image(mask, magnitude.affine).to_filename(target)
-    code, out = app(
-        dataset, "--mask", "given", "--derivatives", f"masks={masks}", folder=tmp_path
-    )
+    code, out = app(dataset, "--mask", "given", "--derivatives", f"masks={masks}", folder=tmp_path)
     assert code == 1
     assert list(out.glob(f"{subject.name}/anat/*_Chimap.nii.gz"))
     assert not list(out.glob("sub-other/anat/*_Chimap.nii.gz"))

@@ -155,7 +155,7 @@ def test_sources_inside_survive_and_the_background_does_not_matter(
     total = remove(name, head.local + head.background, head.mask, case)
     truth = rms(head.local[alone.mask])
     assert rms((alone.field - head.local)[alone.mask]) < bound * truth
-    assert rms((total.field - alone.field)[alone.mask]) < 0.1 * truth
+    assert rms((total.field - alone.field)[alone.mask]) < 0.15 * truth
     assert not total.field[~total.mask].any()
 
 
@@ -277,22 +277,17 @@ def test_what_does_not_match_is_refused(name: str, head: Head) -> None:
         remove(name, torch.stack([head.local, broken, broken]), head.mask, case)
 
 
-@pytest.mark.parametrize(
-    ("name", "choices"),
-    [("resharp", {}), ("pdf", {"b0_direction": TILTED})],
-    ids=["resharp", "pdf"],
-)
-def test_convergence_says_how_it_ended(name: str, choices: dict[str, Any], head: Head) -> None:
-    total = head.local + head.background
-    run = function_of("background", name)
-    short = run(total, head.mask, (1, 1, 1), max_iterations=3, tolerance=1e-4, **choices)
-    long = run(total, head.mask, (1, 1, 1), max_iterations=500, tolerance=1e-4, **choices)
+@pytest.mark.parametrize(("name", "tolerance"), [("resharp", 1e-4), ("pdf", 1e-3)])
+def test_convergence_says_how_it_ended(name: str, tolerance: float, head: Head) -> None:
+    case, total = CASES["axial"], head.local + head.background
+    short = remove(name, total, head.mask, case, max_iterations=3, tolerance=tolerance)
+    long = remove(name, total, head.mask, case, max_iterations=500, tolerance=tolerance)
     assert short.convergence[:2] == (False, 3)
-    assert short.convergence.change > short.convergence.tolerance == 1e-4
+    assert short.convergence.change > short.convergence.tolerance == tolerance
     assert long.convergence.converged
-    assert 3 < long.convergence.iterations < 500
-    assert long.convergence.change <= 1e-4
-    nothing = run(torch.zeros_like(total), head.mask, (1, 1, 1), **choices)
+    assert 3 < long.convergence.iterations < 100
+    assert long.convergence.change <= tolerance
+    nothing = remove(name, torch.zeros_like(total), head.mask, case)
     assert nothing.convergence[:2] == (True, 0)
     assert not nothing.field.any()
 
@@ -593,6 +588,7 @@ def test_the_workflow_writes_what_the_function_gives(
     total, noise = head.local + head.background, 0.01 + 0.001 * head.x.abs()
     workflow = init_background_wf(method=name)
     workflow.base_dir = tmp_path
+    workflow.config["execution"] = {"crashdump_dir": str(tmp_path)}
     workflow.inputs.inputnode.trait_set(
         field=write(total, tmp_path / "field.nii.gz"),
         mask=write(head.mask, tmp_path / "mask.nii.gz"),
@@ -627,6 +623,7 @@ def test_interface_and_function_have_the_same_parameters_and_defaults(name: str)
 def test_a_run_cut_short_is_a_warning(head: Head, tmp_path: Path) -> None:
     workflow = init_background_wf(method="pdf", parameters={"max_iterations": 2})
     workflow.base_dir = tmp_path
+    workflow.config["execution"] = {"crashdump_dir": str(tmp_path)}
     workflow.inputs.inputnode.field = write(head.background, tmp_path / "field.nii.gz")
     workflow.inputs.inputnode.mask = write(head.mask, tmp_path / "mask.nii.gz")
     (node,) = workflow.run().nodes

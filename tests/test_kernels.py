@@ -59,13 +59,17 @@ def test_the_field_of_a_sphere(
     x, y, z = coordinates(shape, zooms)
     r = (x**2 + y**2 + z**2).sqrt()
     ball = (r <= radius).to(torch.float64)
-    field = Dipole.on_grid(ball, zooms, b0_direction)(ball)
+    # A sharp edge rings at the highest frequencies, where an oblique kernel jumps (14 % of the
+    # field of a ball of voxels). Smoothing takes it away and keeps the field: it is harmonic.
+    twice = padded_shape([2 * n for n in shape], zooms, margin=0.0)
+    smooth = gaussian(twice, zooms, max(zooms), like=ball)
+    field = convolve(Dipole.on_grid(ball, zooms, b0_direction)(ball), smooth, twice)
     volume = ball.sum() * math.prod(zooms)  # the sphere of voxels is not quite the sphere
     cosine = (x * b0_direction[0] + y * b0_direction[1] + z * b0_direction[2]) / r
     expected = volume / (4 * math.pi) * (3 * cosine**2 - 1) / r**3
     far = (r > 1.5 * radius) & (r < 3 * radius)
     assert (field - expected)[far].norm() < 0.03 * expected[far].norm()
-    assert field[r < radius - 3].abs().max() < 0.03 / 3
+    assert field[r < radius - 4].abs().max() < 0.015
 
 
 @pytest.mark.parametrize("angle", [90, 60, 0])
@@ -124,7 +128,7 @@ def test_padding_keeps_the_dipole_from_wrapping() -> None:
     far = slice(16, 24)
     assert (plain - wide)[far].norm() > 5 * wide[far].norm()
     assert (twice - wide)[far].norm() < 0.5 * wide[far].norm()
-    assert (twice - wide).norm() < 1e-3 * wide.norm()
+    assert (twice - wide).norm() < 2e-3 * wide.norm()
 
 
 @pytest.mark.parametrize(("shape", "zooms"), GRIDS.values(), ids=GRIDS)
@@ -246,14 +250,16 @@ def test_nothing_to_solve_is_solved_at_once(solve: str) -> None:
     assert convergence.iterations == 0
 
 
-def test_axes_are_interchangeable() -> None:
-    chi = noise(10, 12, 14)
-    expected = Dipole.on_grid(chi, (1, 2, 3), OBLIQUE, margin=0)(chi)
-    for axes in itertools.permutations(range(3)):
-        turned = chi.permute(axes)
-        zooms = tuple((1, 2, 3)[axis] for axis in axes)
-        b0_direction = tuple(OBLIQUE[axis] for axis in axes)
-        field = Dipole.on_grid(turned, zooms, b0_direction, margin=0)(turned)
-        # the highest frequency of an even axis is kept in one sign, which depends on the order
-        difference = (field - expected.permute(axes)).norm() / expected.norm()
-        assert difference < 0.15
+@pytest.mark.parametrize("axes", itertools.permutations(range(3)), ids=str)
+def test_axes_are_interchangeable(axes: tuple[int, int, int]) -> None:
+    """On odd grids, where every frequency of an oblique kernel has its mirror image."""
+    chi, zooms = noise(9, 15, 25), (1, 2, 3)
+    expected = Dipole.on_grid(chi, zooms, OBLIQUE, margin=0)(chi)
+    turned = chi.permute(axes)
+    field = Dipole.on_grid(
+        turned,
+        tuple(zooms[axis] for axis in axes),
+        tuple(OBLIQUE[axis] for axis in axes),
+        margin=0,
+    )(turned)
+    torch.testing.assert_close(field, expected.permute(axes))

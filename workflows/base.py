@@ -42,22 +42,22 @@ def init_run_wf(
     use_gpu
         Run what can on CUDA.
     """
-    run = Workflow(
-        name=f"qsmpipe_{__version__.replace('.', '_')}_wf", base_dir=settings.work_dir
-    )
+    run = Workflow(name=f"qsmpipe_{__version__.replace('.', '_')}_wf", base_dir=settings.work_dir)
     for subject in dict.fromkeys(e.acquisition.subject for e in examinations):
         subject_wf = Workflow(name=f"subject_{subject.replace('+', '_plus_')}_wf")
-        subject_wf.add_nodes([
-            init_acquisition_wf(
-                examination,
-                settings,
-                given.get(examination.acquisition.name, {}),
-                threads=threads,
-                use_gpu=use_gpu,
-            )
-            for examination in examinations
-            if examination.acquisition.subject == subject
-        ])
+        subject_wf.add_nodes(
+            [
+                init_acquisition_wf(
+                    examination,
+                    settings,
+                    given.get(examination.acquisition.name, {}),
+                    threads=threads,
+                    use_gpu=use_gpu,
+                )
+                for examination in examinations
+                if examination.acquisition.subject == subject
+            ]
+        )
         run.add_nodes([subject_wf])
     return run
 

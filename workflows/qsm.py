@@ -22,8 +22,8 @@ INPUTS = (
 
 OUTPUTS = (
     "chi", "unreferenced", "reference_value", "qsm_mask", "mask", "quality", "magnitude",
-    "combined", "phase", "offset", "unwrapped", "field", "noise", "local_field", "r2star", "t2star", "s0",
-    "b0_direction", "steps",
+    "combined", "phase", "offset", "unwrapped", "field", "noise", "local_field", "r2star",
+    "t2star", "s0", "b0_direction", "steps",
 )  # fmt: skip
 
 Choices = Mapping[str, Mapping[str, Mapping[str, Any]]]

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 
-from qsmpipe.cli.errors import Exit, Failure
+from qsmpipe.cli.errors import Exit, RunError
 from qsmpipe.cli.parser import parse
 
 SUBCOMMANDS = {"simulate": "qsmpipe.cli.simulate"}
@@ -15,14 +15,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         if words and words[0] in SUBCOMMANDS:
-            from importlib import import_module  # noqa: PLC0415
+            from importlib import import_module
 
             return int(import_module(SUBCOMMANDS[words[0]]).main(words[1:]))
         request = parse(words)
-        from qsmpipe.cli.run import run  # noqa: PLC0415  (keeps --help fast)
+        from qsmpipe.cli.run import run
 
         return int(run(request))
-    except Failure as failure:
+    except RunError as failure:
         print(f"qsmpipe: {failure}", file=sys.stderr)
         return int(failure.code)
     except KeyboardInterrupt:

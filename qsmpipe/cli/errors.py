@@ -20,7 +20,7 @@ class Exit(IntEnum):
     INTERRUPTED = 130
 
 
-class Failure(Exception):
+class RunError(Exception):
     """What ends the run before it starts: one message for the user and an exit code."""
 
     def __init__(self, code: Exit, message: str) -> None:

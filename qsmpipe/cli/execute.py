@@ -16,7 +16,7 @@ from nipype.pipeline.engine import Node, Workflow
 from nipype.utils.filemanip import loadpkl
 
 from qsmpipe.checks import Examination
-from qsmpipe.cli.errors import Exit, Failure
+from qsmpipe.cli.errors import Exit, RunError
 from qsmpipe.cli.plugin import ProcessPerNode
 from qsmpipe.cli.progress import RunProgress, is_plumbing
 from qsmpipe.settings import Settings
@@ -37,16 +37,18 @@ def execute(
     """Build the graph and run it; complete each acquisition's record."""
     log_file.parent.mkdir(parents=True, exist_ok=True)
     log_to(log_file, verbose)
-    nipype.config.update_config({
-        "execution": {
-            "crashdump_dir": str(log_file.parent),
-            "crashfile_format": "txt",
-            "poll_sleep_duration": 0.05,
-            "remove_unnecessary_outputs": False,
-            "stop_on_first_crash": settings.stop_on_first_crash,
-            "check_version": False,
+    nipype.config.update_config(
+        {
+            "execution": {
+                "crashdump_dir": str(log_file.parent),
+                "crashfile_format": "txt",
+                "poll_sleep_duration": 0.05,
+                "remove_unnecessary_outputs": False,
+                "stop_on_first_crash": settings.stop_on_first_crash,
+                "check_version": False,
+            }
         }
-    })
+    )
     processors = settings.nprocs or len(os.sched_getaffinity(0))
     threads = settings.omp_nthreads or max(1, min(processors, 8))
     workflow = init_run_wf(
@@ -84,11 +86,11 @@ def log_to(log_file: Path, verbose: int) -> None:
 def _use_gpu(device: str) -> bool:
     if device == "cpu":
         return False
-    import torch  # noqa: PLC0415
+    import torch
 
     found = torch.cuda.is_available()
     if device == "cuda" and not found:
-        raise Failure(
+        raise RunError(
             Exit.USAGE, "--device cuda: no CUDA device is visible; use --device auto or cpu"
         )
     return found
@@ -108,13 +110,13 @@ def _runner(
         arguments["memory_gb"] = settings.mem_gb
     if not settings.use_plugin:
         return {"plugin": ProcessPerNode(arguments)}
-    import yaml  # noqa: PLC0415
+    import yaml
 
     try:
         chosen = yaml.safe_load(Path(settings.use_plugin).read_text())
         plugin, own = chosen["plugin"], chosen.get("plugin_args", {})
     except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
-        raise Failure(
+        raise RunError(
             Exit.USAGE,
             f"--use-plugin {settings.use_plugin}: {error}; it holds 'plugin: NAME' and "
             "'plugin_args: {{...}}'",
@@ -144,7 +146,7 @@ def _crashes(folder: Path) -> dict[str, tuple[str, str]]:
 
 
 def _cause(text: str) -> str:
-    """The exception that a traceback ends in, on one line."""
+    """Give the exception that a traceback ends in, on one line."""
     raised = re.findall(r"^\s*(?:\w+\.)*(\w*(?:Error|Exception|Interrupt))\b:? ?(.*)$", text, re.M)
     own = [pair for pair in raised if pair[0] != "NodeExecutionError"]
     kind, message = (own or raised or [("Error", text.strip().splitlines()[-1])])[-1]
@@ -168,33 +170,37 @@ def _complete(
         )
         if node.fullname in crashes:
             message, crash_file = crashes[node.fullname]
-            record["errors"].append(
-                {"node": label, "message": message, "crash_file": crash_file}
-            )
+            record["errors"].append({"node": label, "message": message, "crash_file": crash_file})
         result = Path(node.output_dir()) / f"result_{node.name}.pklz"
         if node.fullname in crashes or node.fullname not in ended or not result.exists():
-            record["nodes"].append({
-                "name": label,
-                "wall_seconds": None,
-                "peak_memory_mb": None,
-                "status": "failed" if node.fullname in crashes else "not run",
-            })
+            record["nodes"].append(
+                {
+                    "name": label,
+                    "wall_seconds": None,
+                    "peak_memory_mb": None,
+                    "status": "failed" if node.fullname in crashes else "not run",
+                }
+            )
             continue
         loaded = loadpkl(result)
         runtime, outputs = loaded.runtime, loaded.outputs
-        record["nodes"].append({
-            "name": label,
-            "wall_seconds": getattr(runtime, "wall_seconds", runtime.duration),
-            "peak_memory_mb": getattr(runtime, "peak_memory_mb", None),
-            "status": "done",
-        })
+        record["nodes"].append(
+            {
+                "name": label,
+                "wall_seconds": getattr(runtime, "wall_seconds", runtime.duration),
+                "peak_memory_mb": getattr(runtime, "peak_memory_mb", None),
+                "status": "done",
+            }
+        )
         if node.name == "derivatives":
             record |= {"status": "done", **outputs.record}
     if record["status"] != "done":
         record["status"] = "failed"
         if not record["errors"]:
-            record["errors"].append({
-                "node": "run",
-                "message": "the run ended before this acquisition was done; run it again",
-                "crash_file": "",
-            })
+            record["errors"].append(
+                {
+                    "node": "run",
+                    "message": "the run ended before this acquisition was done; run it again",
+                    "crash_file": "",
+                }
+            )

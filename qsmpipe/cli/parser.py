@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from qsmpipe import __version__
-from qsmpipe.cli.errors import Exit, Failure
+from qsmpipe.cli.errors import Exit, RunError
 from qsmpipe.methods import METHODS
 from qsmpipe.settings import Settings, combine, parse_assignments, presets
 
@@ -28,22 +28,22 @@ class Request:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise Failure(Exit.USAGE, f"{message} (qsmpipe --help lists the options)")
+        raise RunError(Exit.USAGE, f"{message} (qsmpipe --help lists the options)")
 
 
 def parse(words: Sequence[str]) -> Request:
-    """Settings and mode from the command line.
+    """Take settings and mode from the command line.
 
     Raises
     ------
-    Failure
+    RunError
         With the exit code for wrong usage, or for an unknown analysis level.
     """
     words = [re.sub(r"^--[^=]+", lambda m: m[0].replace("_", "-"), word) for word in words]
     given = vars(build_parser().parse_args(words))
     if given["analysis_level"] not in LEVELS:
         level = given["analysis_level"]
-        raise Failure(
+        raise RunError(
             Exit.UNKNOWN_LEVEL,
             f"analysis level {level!r} is unknown: qsmpipe knows {', '.join(LEVELS)}",
         )
@@ -56,7 +56,7 @@ def parse(words: Sequence[str]) -> Request:
         given["derivatives"] = _named_paths(given["derivatives"])
         settings = combine({k: v for k, v in given.items() if v is not None}, config_file)
     except (ValueError, TypeError) as error:
-        raise Failure(Exit.USAGE, str(error)) from error
+        raise RunError(Exit.USAGE, str(error)) from error
     return Request(settings, "qsmpipe " + " ".join(words), verbose=verbose, **modes)
 
 
@@ -88,7 +88,7 @@ def _methods(stage: str) -> str:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser; importing neither torch nor Nipype."""
+    """Make the parser, importing neither torch nor Nipype."""
     parser = _Parser(
         prog="qsmpipe",
         description="Quantitative susceptibility mapping of a BIDS dataset.",

@@ -48,7 +48,7 @@ class RunProgress:
         self._progress.stop()
 
     def __call__(self, node: Node, status: str, *_: Any) -> None:
-        """Take a node's ``start``, ``end`` or ``exception``; what only passes data on is left out."""
+        """Take a node's ``start``, ``end`` or ``exception``; plumbing is not shown."""
         acquisition = next(
             (part for part in node.fullname.split(".") if part in self._tasks), None
         )

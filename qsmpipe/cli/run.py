@@ -12,7 +12,7 @@ from typing import Any
 from qsmpipe import bids, checks
 from qsmpipe.bids import Acquisition
 from qsmpipe.checks import Examination, Finding
-from qsmpipe.cli.errors import Exit, Failure
+from qsmpipe.cli.errors import Exit, RunError
 from qsmpipe.cli.parser import Request
 from qsmpipe.settings import Settings, versions
 
@@ -24,7 +24,7 @@ def run(request: Request) -> Exit:
 
     Raises
     ------
-    Failure
+    RunError
         If the run cannot start.
     """
     settings = _absolute(request.settings)
@@ -32,7 +32,7 @@ def run(request: Request) -> Exit:
     try:
         settings.check()
     except ValueError as error:
-        raise Failure(Exit.USAGE, str(error)) from error
+        raise RunError(Exit.USAGE, str(error)) from error
     output = Path(settings.output_dir)
     if request.reports_only:
         return _write_reports(output)
@@ -61,7 +61,7 @@ def run(request: Request) -> Exit:
             record["steps"] = [
                 step | {"warnings": []} for step in _plain_steps(settings.resolved())
             ]
-        from qsmpipe.reports.boilerplate import write_boilerplate  # noqa: PLC0415
+        from qsmpipe.reports.boilerplate import write_boilerplate
 
         write_boilerplate(output, list(records.values()), run_record)
         print(f"methods text in {output / 'logs' / 'CITATION.md'}")
@@ -74,20 +74,18 @@ def run(request: Request) -> Exit:
         for finding in examination.warnings:
             _line(f"{examination.acquisition.name}: warning: {finding.message}")
     if ready:
-        from qsmpipe.cli.execute import execute  # noqa: PLC0415  (imports Nipype)
+        from qsmpipe.cli.execute import execute
 
         log_file = output / "logs" / identity / "qsmpipe.log"
-        execute(
-            ready, settings, given, records, log_file=log_file, verbose=request.verbose
-        )
+        execute(ready, settings, given, records, log_file=log_file, verbose=request.verbose)
     run_record["finished"] = time.strftime("%Y%m%d-%H%M%S")
     _write_records(output, records, run_record)
     _write_reports(output, subjects={e.acquisition.subject for e in examinations})
 
     for record in records.values():
-        for error in record["errors"]:
-            crash = f" (crash file {error['crash_file']})" if error["crash_file"] else ""
-            _line(f"{record['name']}: failed in {error['node']}: {error['message']}{crash}")
+        for failed in record["errors"]:
+            crash = f" (crash file {failed['crash_file']})" if failed["crash_file"] else ""
+            _line(f"{record['name']}: failed in {failed['node']}: {failed['message']}{crash}")
     done = sum(record["status"] == "done" for record in records.values())
     _line(f"{done} of {len(records)} acquisitions done; reports: {output / 'index.html'}")
     if ready and done < len(records):
@@ -102,7 +100,7 @@ def _line(text: str) -> None:
 
 
 def _plain(settings: Settings) -> dict[str, Any]:
-    import tomllib  # noqa: PLC0415
+    import tomllib
 
     return tomllib.loads(settings.as_toml())
 
@@ -112,10 +110,11 @@ def _plain_steps(steps: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _absolute(settings: Settings) -> Settings:
-    paths = ("bids_dir", "output_dir", "work_dir")
     return replace(
         settings,
-        **{name: str(Path(getattr(settings, name)).resolve()) for name in paths},
+        bids_dir=str(Path(settings.bids_dir).resolve()),
+        output_dir=str(Path(settings.output_dir).resolve()),
+        work_dir=str(Path(settings.work_dir).resolve()),
         derivatives={k: str(Path(v).resolve()) for k, v in settings.derivatives.items()},
     )
 
@@ -124,25 +123,25 @@ def _check_folders(settings: Settings) -> None:
     source, output = Path(settings.bids_dir), Path(settings.output_dir)
     work = Path(settings.work_dir)
     if not source.is_dir():
-        raise Failure(
+        raise RunError(
             Exit.NO_INPUT,
             f"{source}: no such folder; in a container, is the dataset mounted (-v, -B) there?",
         )
     if output == source:
-        raise Failure(
+        raise RunError(
             Exit.USAGE,
             f"the output folder is the dataset itself: choose another, for example "
             f"{source / 'derivatives' / 'qsmpipe'}",
         )
     if work == source or (work.is_relative_to(source) and not work.is_relative_to(output)):
-        raise Failure(
+        raise RunError(
             Exit.USAGE,
             f"the work folder {work} lies inside the dataset, which is never written to: choose "
             "another with --work-dir",
         )
     for name, path in settings.derivatives.items():
         if not Path(path).is_dir():
-            raise Failure(Exit.NO_INPUT, f"--derivatives {name}={path}: no such folder")
+            raise RunError(Exit.NO_INPUT, f"--derivatives {name}={path}: no such folder")
 
 
 def _prepare_output(output: Path, settings: Settings) -> None:
@@ -152,9 +151,9 @@ def _prepare_output(output: Path, settings: Settings) -> None:
         (output / "logs" / "config.toml").write_text(settings.as_toml())
         Path(settings.work_dir).mkdir(parents=True, exist_ok=True)
     except ValueError as error:
-        raise Failure(Exit.USAGE, str(error)) from error
+        raise RunError(Exit.USAGE, str(error)) from error
     except OSError as error:
-        raise Failure(
+        raise RunError(
             Exit.CANNOT_CREATE,
             f"cannot write to {error.filename}: {error.strerror}; choose another output or "
             "--work-dir",
@@ -167,13 +166,13 @@ def _validate(settings: Settings) -> None:
     try:
         errors = bids.validate(Path(settings.bids_dir))
     except ValueError as error:
-        raise Failure(Exit.INVALID_BIDS, str(error)) from error
+        raise RunError(Exit.INVALID_BIDS, str(error)) from error
     if errors is None:
         _line("bids-validator-deno is not installed: the dataset's BIDS names are not validated")
     elif errors:
         shown = "\n  ".join(errors[:10])
         more = f"\n  and {len(errors) - 10} more" if len(errors) > 10 else ""
-        raise Failure(
+        raise RunError(
             Exit.INVALID_BIDS,
             f"{settings.bids_dir} is not valid BIDS:\n  {shown}{more}\nmend it, or try with "
             "--skip-bids-validation",
@@ -186,7 +185,7 @@ def _find(settings: Settings) -> list[Acquisition]:
         try:
             filters = json.loads(Path(settings.bids_filter_file).read_text())
         except (OSError, ValueError) as error:
-            raise Failure(
+            raise RunError(
                 Exit.USAGE, f"--bids-filter-file {settings.bids_filter_file}: {error}"
             ) from error
     try:
@@ -200,9 +199,9 @@ def _find(settings: Settings) -> list[Acquisition]:
             database=settings.bids_database_dir or None,
         )
     except ValueError as error:
-        raise Failure(Exit.NO_FILES, str(error)) from error
+        raise RunError(Exit.NO_FILES, str(error)) from error
     if not found:
-        raise Failure(
+        raise RunError(
             Exit.NO_FILES,
             f"{settings.bids_dir}: no gradient-echo acquisition (MEGRE, T2starw, or anat files "
             "with part-phase or part-real/imag) matches the selection",
@@ -231,7 +230,7 @@ def _with_given(
         wanted["region"] = label
     folders = [Path(path) for path in settings.derivatives.values()]
     if wanted and not folders:
-        raise Failure(
+        raise RunError(
             Exit.USAGE,
             f"{' and '.join(wanted)} shall come from masks of yours: name their datasets with "
             "--derivatives NAME=DIR",
@@ -305,13 +304,13 @@ def _write_records(output: Path, records: Mapping[str, Record], run_record: Reco
 
 
 def _write_reports(output: Path, subjects: set[str] | None = None) -> Exit:
-    from qsmpipe.reports.boilerplate import write_boilerplate  # noqa: PLC0415
-    from qsmpipe.reports.page import build_index, build_subject  # noqa: PLC0415
-    from qsmpipe.reports.records import read_records, read_run  # noqa: PLC0415
+    from qsmpipe.reports.boilerplate import write_boilerplate
+    from qsmpipe.reports.page import build_index, build_subject
+    from qsmpipe.reports.records import read_records, read_run
 
     records = read_records(output)
     if not records:
-        raise Failure(Exit.NO_FILES, f"{output}: no results of an earlier run to report on")
+        raise RunError(Exit.NO_FILES, f"{output}: no results of an earlier run to report on")
     write_boilerplate(output, records, read_run(output))
     for subject in sorted({record["subject"] for record in records}):
         if subjects is None or subject in subjects:
@@ -320,4 +319,3 @@ def _write_reports(output: Path, subjects: set[str] | None = None) -> Exit:
     if subjects is None:
         print(f"reports: {index}")
     return Exit.OK
-

@@ -4,13 +4,13 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from qsmpipe.cli.errors import Exit, Failure
+from qsmpipe.cli.errors import Exit, RunError
 from qsmpipe.cli.parser import _Parser
 
 
 def main(words: Sequence[str]) -> Exit:
     """Write an example dataset and say where it is."""
-    from qsmpipe import examples  # noqa: PLC0415  (imports torch)
+    from qsmpipe import examples
 
     parser: argparse.ArgumentParser = _Parser(
         prog="qsmpipe simulate", description="Simulate a BIDS dataset of a head with known truth."
@@ -21,8 +21,8 @@ def main(words: Sequence[str]) -> Exit:
     try:
         examples.write(given.recipe, given.output_dir)
     except ValueError as error:
-        raise Failure(Exit.USAGE, str(error)) from error
+        raise RunError(Exit.USAGE, str(error)) from error
     except OSError as error:
-        raise Failure(Exit.CANNOT_CREATE, str(error)) from error
+        raise RunError(Exit.CANNOT_CREATE, str(error)) from error
     print(f"{given.recipe}: a BIDS dataset in {given.output_dir}, its truth in derivatives/truth")
     return Exit.OK

@@ -61,6 +61,7 @@ def conjugate_gradient(
     x = torch.zeros_like(right) if start is None else start.clone()
     residual = right - apply(x) if start is not None else right.clone()
     norm = dot(right, right) ** 0.5
+    del right  # volumes are large: hold none longer than needed
     relative = dot(residual, residual) ** 0.5 / norm if norm > 0 else 0.0
     iterations = 0
     if relative > tolerance:
@@ -74,6 +75,7 @@ def conjugate_gradient(
         step = rho / curvature
         x.add_(direction, alpha=step)
         residual.sub_(image, alpha=step)
+        del image
         iterations += 1
         relative = dot(residual, residual) ** 0.5 / norm
         z = precondition(residual)

