@@ -119,4 +119,5 @@ def set_threads(count: int) -> None:
     torch.set_num_threads(count)
     import numba
 
-    numba.set_num_threads(min(count, int(numba.config.NUMBA_NUM_THREADS)))
+    available = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
+    numba.set_num_threads(min(count, available))

@@ -66,8 +66,8 @@ def test_a_wrong_parameter_is_refused_with_what_would_fit(assignment: str, messa
 
 def test_a_parameter_of_two_mask_methods_wants_the_method_named() -> None:
     two = {"mask": "threshold & quality"}
-    with pytest.raises(ValueError, match=r"mask\.threshold\.fill|mask\.quality\.fill"):
-        combine(two | {"parameters": {"mask": {"fill": 0.1}}}).check()
+    with pytest.raises(ValueError, match=r"mask\.threshold\.max_hole or mask\.quality\.max_hole"):
+        combine(two | {"parameters": {"mask": {"max_hole": 0.1}}}).check()
 
 
 @pytest.mark.parametrize(

@@ -23,21 +23,8 @@ class LocalField(NamedTuple):
     """How the iteration ended; None for a direct method."""
 
 
-def crop(field: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Box]:
-    """Cut both to the mask's bounding box, the field 0 outside the mask, whatever stood there.
-
-    Returns
-    -------
-    known : (..., x, y, z) tensor
-    inside : (x, y, z) bool tensor
-    box : tuple of slices
-        Where they were.
-
-    Raises
-    ------
-    ValueError
-        If the grids differ, the mask is not bool or empty, or the field is not finite inside.
-    """
+def check_grids(field: Tensor, mask: Tensor) -> None:
+    """Insist on a mask, not empty, on the grid of ``field``."""
     if field.shape[-3:] != mask.shape:
         msg = (
             f"field {tuple(field.shape)} and mask {tuple(mask.shape)} are on different grids: "
@@ -50,17 +37,34 @@ def crop(field: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Box]:
     if not mask.any():
         msg = f"mask {tuple(mask.shape)} is empty: no voxel of the field is inside"
         raise ValueError(msg)
-    box = bounding_box(mask)
-    inside = mask[box]
-    known = torch.where(inside, field[(..., *box)], 0)
+
+
+def known_field(field: Tensor, mask: Tensor) -> Tensor:
+    """``field`` (..., X, Y, Z) with 0 outside ``mask``, whatever stood there.
+
+    Raises
+    ------
+    ValueError
+        If the grids differ, the mask is not bool or empty, or the field is not finite inside.
+    """
+    check_grids(field, mask)
+    known = torch.where(mask, field, 0)
     if not known.isfinite().all():
-        lost = int((~known.isfinite()).reshape(-1, *inside.shape).any(0).sum())
+        lost = int((~known.isfinite()).reshape(-1, *mask.shape).any(0).sum())
         msg = (
             f"field is not finite in {lost} of the mask's {int(mask.sum())} voxels: "
             "take them out of the mask"
         )
         raise ValueError(msg)
-    return known, inside, box
+    return known
+
+
+def crop(field: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Box]:
+    """Cut :func:`known_field` and its mask to the mask's bounding box; and say where it lies."""
+    check_grids(field, mask)
+    box = bounding_box(mask)
+    inside = mask[box]
+    return known_field(field[(..., *box)], inside), inside, box
 
 
 def bounding_box(mask: Tensor) -> Box:

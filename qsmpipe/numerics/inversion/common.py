@@ -9,7 +9,7 @@ import scipy.fft
 import torch
 from torch import Tensor
 
-from qsmpipe.numerics.background.common import bounding_box, in_place, known_field
+from qsmpipe.numerics.background.common import bounding_box, crop, in_place
 from qsmpipe.numerics.fourier import Shape, Zooms, convolve
 from qsmpipe.numerics.solvers import Convergence
 
@@ -66,15 +66,14 @@ class Window:
         if field.ndim != 3:
             msg = f"field {tuple(field.shape)} is not (X, Y, Z): give one field at a time"
             raise ValueError(msg)
-        known = known_field(field, mask)
-        box = bounding_box(mask)
+        known, inside, _ = crop(field, mask)
         i, j, k = (math.ceil(reach / zoom) for zoom in zooms)
         around = (k, k, j, j, i, i)
-        inner = torch.nn.functional.pad(known[box], around)
+        inner = torch.nn.functional.pad(known, around)
         x, y, z = (
             scipy.fft.next_fast_len(math.ceil((1 + padding) * n), real=True) for n in inner.shape
         )
-        inside = torch.nn.functional.pad(mask[box], around)
+        inside = torch.nn.functional.pad(inside, around)
         return cls(inner, inside, (x, y, z), mask, (i, j, k))
 
     def back(self, chi: Tensor) -> Tensor:
