@@ -1,6 +1,5 @@
 """Background removal: what every method owes, and what each promises."""
 
-import itertools
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -629,9 +628,3 @@ def test_a_run_cut_short_is_a_warning(head: Head, tmp_path: Path) -> None:
     (node,) = workflow.run().nodes
     (warning,) = node.result.outputs.step["warnings"]
     assert "stopped after 2 iterations" in warning
-
-
-def test_every_pair_of_methods_has_its_own_node_name() -> None:
-    names = {init_background_wf(method=name).list_node_names()[-1] for name in NAMES}
-    for first, second in itertools.combinations(names, 2):
-        assert first != second

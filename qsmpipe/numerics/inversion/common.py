@@ -23,6 +23,20 @@ class Susceptibility(NamedTuple):
     """How the iteration ended; None for a direct method."""
 
 
+def positive(**values: float) -> None:
+    """Insist on numbers above 0.
+
+    Raises
+    ------
+    ValueError
+        If one is not.
+    """
+    for name, value in values.items():
+        if not value > 0:
+            msg = f"{name} is {value:g}: give a number above 0"
+            raise ValueError(msg)
+
+
 @dataclass(frozen=True)
 class Window:
     """The mask's box and a zero-padded grid around it.

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from qsmpipe.numerics.fourier import Shape, Zooms
-from qsmpipe.numerics.inversion.common import Susceptibility, Window
+from qsmpipe.numerics.inversion.common import Susceptibility, Window, positive
 from qsmpipe.numerics.kernels import AXIAL, dipole, laplacian
 
 PADDING = 1.0
@@ -56,9 +56,7 @@ def tkd(
     ----------
     .. [1] Shmueli et al. Magn Reson Med 62 (2009) 1510, doi:10.1002/mrm.22135
     """
-    if threshold <= 0:
-        msg = f"threshold is {threshold:g}: the dipole kernel is 0 somewhere, give one above 0"
-        raise ValueError(msg)
+    positive(threshold=threshold)
     window = Window.around(field, mask, zooms, padding=PADDING)
 
     def inverse(shape: Shape) -> Tensor:
@@ -104,9 +102,7 @@ def l2(
     ----------
     .. [1] Bilgic et al. J Magn Reson Imaging 40 (2014) 181, doi:10.1002/jmri.24365
     """
-    if lambda_ <= 0:
-        msg = f"lambda_ is {lambda_:g} mm2: without regularisation the dipole has no inverse"
-        raise ValueError(msg)
+    positive(lambda_=lambda_)
     window = Window.around(field, mask, zooms, padding=PADDING)
 
     def inverse(shape: Shape) -> Tensor:

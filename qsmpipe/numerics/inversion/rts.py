@@ -7,7 +7,7 @@ from torch import Tensor
 
 from qsmpipe.numerics.fourier import SPACE, Shape, Zooms, irfft, rfft
 from qsmpipe.numerics.fused import ALLOWED, OBSERVED, clip, gradient_split
-from qsmpipe.numerics.inversion.common import Susceptibility, Window
+from qsmpipe.numerics.inversion.common import Susceptibility, Window, positive
 from qsmpipe.numerics.kernels import AXIAL, dipole, laplacian
 from qsmpipe.numerics.operators import gradient_adjoint
 from qsmpipe.numerics.solvers import Convergence, lsmr
@@ -93,20 +93,22 @@ def rts(
     rho : float
         Penalty of the split at the start (mm/ppm): gradients below 1 / rho are shrunk to 0.
     tolerance : float
-        Stop when the map changes by less than this fraction of its norm inside the mask.
+        Stop when the map changes by less than this fraction of its norm inside the mask, and the
+        gap between its gradient and the split is below this fraction of the first one.
     max_iterations : int
         Stop here at the latest.
 
     Returns
     -------
     Susceptibility
-        ``change`` is the relative change of the map.
+        ``change`` is the relative change of the map or the relative gap, whichever is larger.
 
     References
     ----------
     .. [1] Kames, Wiggermann, Rauscher. NeuroImage 167 (2018) 276,
        doi:10.1016/j.neuroimage.2017.11.018
     """
+    positive(mu=mu, rho=rho)
     window = Window.around(field, mask, zooms, padding=PADDING)
     shape = window.shape
     kernel = dipole(shape, zooms, b0_direction, like=window.field)
@@ -122,7 +124,8 @@ def rts(
     state = field.new_zeros((3, *shape))
     right, image = field.new_zeros(shape), field.new_zeros(shape)
     inverse = _inverse(known, rho, smooth)
-    gap, change, iterations = float("inf"), float("inf"), 0
+    gaps: list[float] = []
+    change, iterations = float("inf"), 0
     while iterations < max_iterations and change > tolerance:
         spectrum = torch.fft.rfftn(right, dim=SPACE).add_(fixed).mul_(inverse)
         previous, image = image, torch.fft.irfftn(spectrum, s=shape, dim=SPACE)
@@ -131,14 +134,15 @@ def rts(
             image, previous, state, zone, zooms, threshold=1 / rho, weight=rho, out=right
         )
         iterations += 1
-        change = sums.relative_change
-        if sums.gap**0.5 > SLOW * gap:
+        gaps.append(sums.gap**0.5)
+        # At the start the split may stand still at 0: the change alone would stop it there.
+        change = max(sums.relative_change, gaps[-1] / gaps[0] if gaps[0] > 0 else 0.0)
+        if len(gaps) > 1 and gaps[-1] > SLOW * gaps[-2]:
             # The dual variable is in units of 1 / rho; clipped at 1 / rho, it holds the state.
             state -= (1 - 1 / FASTER) * clip(state, 1 / rho)
             rho *= FASTER
             inverse = _inverse(known, rho, smooth)
             right = rho * gradient_adjoint(state - 2 * clip(state, 1 / rho), zooms)
-        gap = sums.gap**0.5
     return Susceptibility(
         window.back(image), Convergence(change <= tolerance, iterations, change, tolerance)
     )

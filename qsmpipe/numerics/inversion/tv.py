@@ -7,7 +7,7 @@ from torch import Tensor
 
 from qsmpipe.numerics.fourier import SPACE, Zooms, convolve, irfft, rfft
 from qsmpipe.numerics.fused import ALLOWED, OBSERVED, data_split, dipole_step, gradient_split
-from qsmpipe.numerics.inversion.common import Susceptibility, Window
+from qsmpipe.numerics.inversion.common import Susceptibility, Window, positive
 from qsmpipe.numerics.kernels import AXIAL, ball_mean, ball_voxels, dipole, laplacian
 from qsmpipe.numerics.solvers import Convergence
 
@@ -122,10 +122,7 @@ def tv(
     ----------
     .. [1] Bilgic et al. Magn Reson Med 72 (2014) 1444, doi:10.1002/mrm.25029
     """
-    for name, value in {"lambda_": lambda_, "rho": rho, "mu": mu}.items():
-        if value <= 0:
-            msg = f"{name} is {value:g}: give a weight above 0"
-            raise ValueError(msg)
+    positive(lambda_=lambda_, rho=rho, mu=mu)
     window = Window.around(field, mask, zooms, padding=PADDING, reach=REACH)
     weight = data_weight(mask, noise, field)
     squared = Window.around(weight, mask, zooms, padding=PADDING, reach=REACH).field ** 2

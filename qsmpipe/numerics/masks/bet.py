@@ -18,8 +18,9 @@ SUBDIVISIONS = 4
 ADULT = 70.0
 """Radius (mm) of a head that the lengths below are for; a smaller head shortens them."""
 
-STEP = 1.0
-"""Grid on which the magnitude is sampled (mm)."""
+STEP, BLUR = 1.0, 0.9
+"""Grid on which the magnitude is sampled, and the Gaussian that it is smoothed by before (mm): the
+darkest voxel on the way inwards is to be tissue and not noise."""
 
 DEEP, SHALLOW = 7.0, 3.0
 """How far inwards the surface looks for the darkest and for the brightest voxel (mm). Farther than
@@ -163,8 +164,8 @@ def _look(volume: np.ndarray, zooms: Zooms) -> _Head:
 
 
 def _resample(volume: np.ndarray, zooms: Zooms, step: float) -> tuple[np.ndarray, float]:
-    """Volume on a grid of ``step`` mm with the same first voxel; finer voxels are averaged."""
-    sigma = [0.5 * math.sqrt(max((step / zoom) ** 2 - 1, 0)) for zoom in zooms]
+    """Smoothed volume on a grid of ``step`` mm with the same first voxel."""
+    sigma = [BLUR * step / STEP / zoom for zoom in zooms]
     shape = [int((n - 1) * zoom / step) + 1 for n, zoom in zip(volume.shape, zooms, strict=True)]
     return ndimage.affine_transform(
         ndimage.gaussian_filter(volume, sigma, mode="nearest"),
