@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,6 +37,17 @@ SETTLED = {"tv": {"tolerance": 1e-5, "max_iterations": 1000}, "rts": {"tolerance
 every_method = pytest.mark.parametrize("method", ALL.values(), ids=ALL)
 iterative = pytest.mark.parametrize("method", ITERATIVE.values(), ids=ITERATIVE)
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device is visible")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Small grids: more threads would wait for each other."""
+    threads = torch.get_num_threads(), numba.get_num_threads()
+    torch.set_num_threads(1)
+    numba.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads[0])
+    numba.set_num_threads(threads[1])
 
 
 class Phantom(NamedTuple):
@@ -111,7 +122,7 @@ def noisy() -> Phantom:
     return phantom(noise=0.003)
 
 
-BOUNDS = {"tkd": 0.45, "l2": 0.45, "rts": 0.35, "tv": 0.2}
+BOUNDS = {"tkd": 0.4, "l2": 0.4, "rts": 0.55, "tv": 0.15}
 """Error of each method on the phantom without noise."""
 
 
@@ -140,7 +151,7 @@ def test_the_field_of_a_phantom_gives_it_back(
 @every_method
 def test_the_slope_is_not_inverted(method: Callable[..., Susceptibility], clean: Phantom) -> None:
     chi = clean.invert(method).chi
-    assert np.corrcoef(chi[clean.mask], clean.chi[clean.mask])[0, 1] > 0.9
+    assert np.corrcoef(chi[clean.mask], clean.chi[clean.mask])[0, 1] > 0.85
 
 
 @every_method
@@ -165,14 +176,15 @@ def test_tilted_is_rotated(method: Callable[..., Susceptibility], clean: Phantom
     assert error(back(wrong), upright, inner) > 2 * right
 
 
-def test_tv_and_rts_beat_division_and_tv_beats_all(noisy: Phantom) -> None:
+@pytest.mark.parametrize("seed", range(3))
+def test_tv_and_rts_beat_division_and_tv_beats_all(seed: int) -> None:
+    head = phantom(noise=0.005, seed=seed)
     errors = {
-        name: error(noisy.invert(method).chi, noisy.chi, noisy.mask)
-        for name, method in ALL.items()
+        name: error(head.invert(method).chi, head.chi, head.mask) for name, method in ALL.items()
     }
-    assert errors["rts"] < 0.8 * errors["tkd"]
-    assert errors["l2"] < errors["tkd"]
-    assert errors["tv"] < 0.5 * min(errors["tkd"], errors["l2"], errors["rts"])
+    assert errors["rts"] < 0.9 * errors["tkd"]
+    assert errors["l2"] < 0.9 * errors["tkd"]
+    assert errors["tv"] < 0.75 * min(errors["tkd"], errors["l2"], errors["rts"])
 
 
 @every_method
@@ -181,7 +193,7 @@ def test_precision_matters_little(method: Callable[..., Susceptibility], noisy: 
     double = noisy._replace(field=noisy.field.double()).invert(method)
     assert single.chi.dtype is torch.float32
     assert double.chi.dtype is torch.float64
-    assert error(single.chi, double.chi, noisy.mask) < 1e-3
+    assert error(single.chi, double.chi, noisy.mask) < 5e-3
 
 
 @every_method
@@ -220,10 +232,8 @@ UNITS = {
 def test_a_field_in_another_unit_gives_the_map_in_that_unit(name: str, noisy: Phantom) -> None:
     """With the parameters that carry the unit scaled alike (here ppm to rad at 3 T and 20 ms)."""
     unit = 16.05
-    defaults = {
-        key: parameter.default for key, parameter in parameters_of("inversion", name).items()
-    }
-    scaled = {key: defaults[key] * unit**power for key, power in UNITS[name].items()}
+    rows = parameters_of("inversion", name)
+    scaled = {key: rows[key].default * unit**power for key, power in UNITS[name].items()}
     chi = noisy._replace(field=unit * noisy.field).invert(ALL[name], **scaled).chi
     assert error(chi / unit, noisy.invert(ALL[name]).chi, noisy.mask) < 1e-3
 
@@ -321,7 +331,7 @@ def test_an_empty_mask_and_a_hole_in_the_field_are_refused(
     ids=["threshold", "l2 lambda", "lambda", "rho", "mu", "rts rho", "rts mu"],
 )
 def test_weights_must_be_positive(call: Callable[..., Susceptibility], clean: Phantom) -> None:
-    with pytest.raises(ValueError, match="above 0|no inverse"):
+    with pytest.raises(ValueError, match="above 0"):
         call(clean.field, clean.mask, clean.zooms)
 
 
@@ -342,9 +352,10 @@ def full(shape: tuple[int, ...], apply: Callable[[Tensor], Tensor]) -> np.ndarra
     return torch.stack([apply(column).reshape(-1) for column in unit], dim=1).numpy()
 
 
-def test_l2_is_the_dense_solution() -> None:
-    """Normal equations on the periodic grid of twice the size, solved as a matrix."""
-    shape, wide, lambda_ = (4, 5, 3), (8, 10, 6), 0.02
+def test_l2_is_the_dense_solution(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Normal equations as a matrix; on an odd grid, where every frequency has its mirror."""
+    monkeypatch.setattr(sys.modules[l2.__module__], "PADDING", 0.8)
+    shape, wide, lambda_ = (5, 5, 5), (9, 9, 9), 0.02
     generator = torch.Generator().manual_seed(0)
     field = torch.randn(shape, generator=generator, dtype=torch.float64)
     mask = torch.ones(shape, dtype=torch.bool)
@@ -353,13 +364,11 @@ def test_l2_is_the_dense_solution() -> None:
     d = full(wide, forward)
     g = full(wide, partial(gradient, zooms=zooms))
     right = torch.zeros(wide, dtype=torch.float64)
-    right[:4, :5, :3] = field
+    right[:5, :5, :5] = field
     system = d.T @ d + lambda_ * g.T @ g
     expected = np.linalg.lstsq(system, d.T @ right.reshape(-1).numpy(), rcond=1e-12)[0]
     chi = l2(field, mask, zooms, b0_direction=TILTED, lambda_=lambda_).chi
-    np.testing.assert_allclose(
-        chi.numpy(), expected.reshape(wide)[:4, :5, :3], rtol=0, atol=2e-2 * np.abs(expected).max()
-    )
+    np.testing.assert_allclose(chi.numpy(), expected.reshape(wide)[:5, :5, :5], rtol=0, atol=1e-8)
 
 
 @pytest.mark.parametrize("weighted", [False, True])
@@ -371,7 +380,7 @@ def test_tv_reaches_the_objective_of_a_slow_solver(
     Without reach the map is 0 outside the mask, so that the function returns all of it.
     """
     monkeypatch.setattr(sys.modules[tv.__module__], "REACH", 0.0)
-    shape, zooms, lambda_ = (6, 5, 4), (1.0, 0.8, 1.5), 2e-2
+    shape, zooms, lambda_ = (6, 5, 4), (1.0, 0.8, 1.5), 5e-3
     generator = torch.Generator().manual_seed(0)
     mask = torch.ones(shape, dtype=torch.bool)
     mask[0, 0], mask[5, 4, 3] = False, False
@@ -501,6 +510,7 @@ def test_tkd_is_its_filter(clean: Phantom) -> None:
     squared[0, 0, 0] = 1
     kernel = 1 / 3 - k[2] ** 2 / squared
     kernel[0, 0, 0] = 0
+    kernel[np.abs(kernel) < 1e-9] = 0  # on the cone: rounding is no sign
     inverse = np.sign(kernel) / np.maximum(np.abs(kernel), 0.2)
     padded = np.zeros(wide)
     padded[:9, :9, :9] = field
@@ -551,9 +561,7 @@ def test_the_graph_builds(method: str) -> None:
     workflow = init_inversion_wf(method=method, omp_nthreads=2)
     node = workflow.get_node(method)
     assert node.n_procs == 2
-    assert workflow.list_node_names() == sorted(["inputnode", method, "outputnode"], key=str) or (
-        set(workflow.list_node_names()) == {"inputnode", method, "outputnode"}
-    )
+    assert set(workflow.list_node_names()) == {"inputnode", method, "outputnode"}
 
 
 def run(workflow: Workflow, folder: Path, paths: dict[str, str]) -> Any:

@@ -250,7 +250,7 @@ def test_nothing_to_solve_is_solved_at_once(solve: str) -> None:
     assert convergence.iterations == 0
 
 
-@pytest.mark.parametrize("axes", itertools.permutations(range(3)), ids=str)
+@pytest.mark.parametrize("axes", [*itertools.permutations(range(3))], ids=str)
 def test_axes_are_interchangeable(axes: tuple[int, int, int]) -> None:
     """On odd grids, where every frequency of an oblique kernel has its mirror image."""
     chi, zooms = noise(9, 15, 25), (1, 2, 3)

@@ -147,7 +147,7 @@ def init_qsm_wf(
         method=inversion, parameters=one("inversion", inversion), **threads
     )
     reference_wf = init_reference_wf(method=reference)
-    steps = Node(Merge(7), name="steps")
+    steps = Node(Merge(8), name="steps")
 
     workflow.connect([
         (inputnode, phase_wf, [(x, f"inputnode.{x}") for x in (
@@ -183,6 +183,7 @@ def init_qsm_wf(
         (field_wf, steps, [("outputnode.step", "in4")]),
         (background_wf, steps, [("outputnode.step", "in6")]),
         (inversion_wf, steps, [("outputnode.step", "in7")]),
+        (reference_wf, steps, [("outputnode.step", "in8")]),
         (phase_wf, outputnode, [("outputnode.magnitude", "magnitude"),
                                 ("outputnode.combined", "combined"),
                                 ("outputnode.phase", "phase"),

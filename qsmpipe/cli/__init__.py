@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from qsmpipe.cli.errors import Exit, RunError
 from qsmpipe.cli.parser import parse
 
-SUBCOMMANDS = {"simulate": "qsmpipe.cli.simulate"}
+SUBCOMMANDS = {"simulate": "qsmpipe.cli.simulate", "dicom": "qsmpipe.cli.dicom"}
 """First words that are not a dataset; a folder of such a name is given as ``./simulate``."""
 
 

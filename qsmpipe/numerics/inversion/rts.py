@@ -113,7 +113,7 @@ def rts(
     shape = window.shape
     kernel = dipole(shape, zooms, b0_direction, like=window.field)
     first = irfft(well_conditioned(window.field, kernel, shape), shape, window.mask.shape)
-    known = mu * (kernel.abs() > delta)
+    known = mu * (kernel.abs() > delta).to(field)
     fixed = known * rfft(torch.where(window.mask, first, 0.0), shape)
     del kernel, first
     smooth = laplacian(shape, zooms, like=window.field)
