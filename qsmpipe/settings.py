@@ -45,9 +45,9 @@ class Settings:
     mask: str = "bet & quality"
     mask_erosion: float = 0.0
     unwrap: str = "romeo"
-    field: str = "nonlinear"
+    field: str = "weighted"
     relaxation: str = "loglinear"
-    background: str = "vsharp"
+    background: str = "pdf"
     inversion: str = "tv"
     reference: str = "brain"
     parameters: Parameters = dataclasses.field(default_factory=dict)
