@@ -8,9 +8,10 @@ import torch
 from scipy.special import gammaincinv
 from torch import Tensor
 
+from qsmpipe.numerics.grids import check_grid
 from qsmpipe.numerics.phase import wrap
 from qsmpipe.numerics.solvers import Convergence
-from qsmpipe.numerics.units import check_echo_times, check_grid, radians_per_ppm
+from qsmpipe.numerics.units import check_echo_times, radians_per_ppm
 
 ASSUMED_SNR = 50.0
 """Median magnitude of the strongest echo over the noise, where the data do not tell."""

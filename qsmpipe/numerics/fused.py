@@ -11,9 +11,7 @@ cached on disk where numba finds a folder that it may write to (``NUMBA_CACHE_DI
 elsewhere every process compiles it again.
 """
 
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numba
 import numpy as np
@@ -21,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from qsmpipe.numerics.compiled import compiled
 from qsmpipe.numerics.fourier import Zooms
 from qsmpipe.numerics.operators import gradient, gradient_adjoint
 
@@ -49,24 +48,8 @@ class Sums(NamedTuple):
         return (self.change / self.size) ** 0.5 if self.size > 0 else float("inf")
 
 
-def _compiled(**options: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Compile by numba, cached on disk where that is possible."""
-
-    def compile_(function: Callable[..., Any]) -> Callable[..., Any]:
-        try:
-            kernel = numba.njit(cache=True, **options)(function)
-        except RuntimeError:  # neither the package's folder nor the user's can be written to
-            return numba.njit(**options)(function)
-        # A user without a home gets a cache relative to whatever folder is current by then.
-        if Path(kernel.stats.cache_path).is_absolute():
-            return kernel
-        return numba.njit(**options)(function)
-
-    return compile_
-
-
-_serial = _compiled()
-_parallel = _compiled(parallel=True)
+_serial = compiled()
+_parallel = compiled(parallel=True)
 
 
 def _on_loops(tensor: Tensor) -> bool:

@@ -9,9 +9,10 @@ from torch import Tensor
 from torch.nn.functional import avg_pool3d
 
 from qsmpipe.numerics.fourier import Zooms, convolve, padded_shape
+from qsmpipe.numerics.grids import check_grid
 from qsmpipe.numerics.kernels import gaussian
 from qsmpipe.numerics.solvers import Convergence
-from qsmpipe.numerics.units import check_echo_times, check_grid
+from qsmpipe.numerics.units import check_echo_times
 
 DEFAULT_SIGMA = 7.0
 """Width of the Gaussian that smooths the phase offset (mm)."""

@@ -7,7 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from qsmpipe.numerics.units import check_echo_times, check_grid
+from qsmpipe.numerics.grids import check_grid
+from qsmpipe.numerics.units import check_echo_times
 
 MAX_T2STAR = 1.0
 """T2* (s) of voxels that do not measurably decay: longer ones are set to this."""

@@ -56,20 +56,3 @@ def check_echo_times(
         msg = f"echo times {times} are not seconds above 0 in ascending order (are they in ms?)"
         raise ValueError(msg)
     return times
-
-
-def check_grid(images: Tensor, others: Tensor, names: tuple[str, str]) -> None:
-    """Insist that two images share their space axes (and echoes, if both have them).
-
-    Raises
-    ------
-    ValueError
-        Naming both shapes.
-    """
-    n = min(images.ndim, others.ndim)
-    if images.shape[-n:] != others.shape[-n:]:
-        msg = (
-            f"{names[0]} {tuple(images.shape)} and {names[1]} {tuple(others.shape)} are on "
-            "different grids"
-        )
-        raise ValueError(msg)

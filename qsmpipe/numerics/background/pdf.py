@@ -7,13 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from qsmpipe.numerics.background.common import (
-    LocalField,
-    crop,
-    in_place,
-    one_by_one,
-)
+from qsmpipe.numerics.background.common import LocalField, one_by_one
 from qsmpipe.numerics.fourier import Shape, Zooms, irfft, padded_shape, rfft
+from qsmpipe.numerics.grids import crop, in_place
 from qsmpipe.numerics.kernels import AXIAL, dipole
 from qsmpipe.numerics.solvers import Convergence, conjugate_gradient
 

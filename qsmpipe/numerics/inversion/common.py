@@ -9,8 +9,8 @@ import scipy.fft
 import torch
 from torch import Tensor
 
-from qsmpipe.numerics.background.common import bounding_box, crop, in_place
 from qsmpipe.numerics.fourier import Shape, Zooms, convolve
+from qsmpipe.numerics.grids import bounding_box, crop, in_place
 from qsmpipe.numerics.solvers import Convergence
 
 

@@ -7,9 +7,7 @@ may write to (``NUMBA_CACHE_DIR`` names one); elsewhere every process compiles i
 """
 
 import math
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
 import numba
 import numpy as np
@@ -17,6 +15,7 @@ import torch
 from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
+from qsmpipe.numerics.compiled import compiled
 from qsmpipe.numerics.fourier import Zooms
 from qsmpipe.numerics.unwrap.common import check
 
@@ -43,28 +42,12 @@ TURN_PENALTY = 0.01
 """Disagreement between echoes (2 pi) that one more turn of the whole template must save."""
 
 
-def _compiled(**options: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Compile by numba, cached on disk where that is possible."""
-
-    def compile_(function: Callable[..., Any]) -> Callable[..., Any]:
-        try:
-            compiled = numba.njit(cache=True, **options)(function)
-        except RuntimeError:  # neither the package's folder nor the user's can be written to
-            return numba.njit(**options)(function)
-        # A user without a home gets a cache relative to whatever folder is current by then.
-        if Path(compiled.stats.cache_path).is_absolute():
-            return compiled
-        return numba.njit(**options)(function)
-
-    return compile_
-
-
-@_compiled(inline="always")
+@compiled(inline="always")
 def _wrap(angle: float) -> float:
     return angle - TWO_PI * np.rint(angle / TWO_PI)
 
 
-@_compiled(inline="always")
+@compiled(inline="always")
 def _linear(before: float, here: float, after: float) -> float:
     value = 1 - abs(_wrap(before - 2.0 * here + after)) / 2
     if np.isnan(value):
@@ -72,7 +55,7 @@ def _linear(before: float, here: float, after: float) -> float:
     return max(0.0, value)
 
 
-@_compiled(parallel=True)
+@compiled(parallel=True)
 def _edge_weights(
     phase: np.ndarray,
     second: np.ndarray,
@@ -129,7 +112,7 @@ def _edge_weights(
     return weights
 
 
-@_compiled(inline="always")
+@compiled(inline="always")
 def _queue(
     voxel: int,
     reached: bool,
@@ -157,7 +140,7 @@ def _queue(
     return cheapest
 
 
-@_compiled()
+@compiled()
 def _grow(
     phase: np.ndarray,
     costs: np.ndarray,

@@ -1,0 +1,90 @@
+"""Grids: what must agree, and the box around a mask that the work is done in."""
+
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+Box: TypeAlias = tuple[slice, slice, slice]
+"""Where a part of a grid lies in it."""
+
+
+def check_grid(images: Tensor, others: Tensor, names: tuple[str, str]) -> None:
+    """Insist that two images share their space axes (and echoes, if both have them).
+
+    Raises
+    ------
+    ValueError
+        Naming both shapes.
+    """
+    n = min(images.ndim, others.ndim)
+    if images.shape[-n:] != others.shape[-n:]:
+        msg = (
+            f"{names[0]} {tuple(images.shape)} and {names[1]} {tuple(others.shape)} are on "
+            "different grids"
+        )
+        raise ValueError(msg)
+
+
+def check_mask(field: Tensor, mask: Tensor) -> None:
+    """Insist on a mask, not empty, on the grid of ``field``."""
+    if field.shape[-3:] != mask.shape:
+        msg = (
+            f"field {tuple(field.shape)} and mask {tuple(mask.shape)} are on different grids: "
+            "resample the mask to the field's grid"
+        )
+        raise ValueError(msg)
+    if mask.dtype is not torch.bool:
+        msg = f"mask is {mask.dtype}, not torch.bool: threshold it first"
+        raise ValueError(msg)
+    if not mask.any():
+        msg = f"mask {tuple(mask.shape)} is empty: no voxel of the field is inside"
+        raise ValueError(msg)
+
+
+def known_field(field: Tensor, mask: Tensor) -> Tensor:
+    """``field`` (..., X, Y, Z) with 0 outside ``mask``, whatever stood there.
+
+    Raises
+    ------
+    ValueError
+        If the grids differ, the mask is not bool or empty, or the field is not finite inside.
+    """
+    check_mask(field, mask)
+    known = torch.where(mask, field, 0)
+    if not known.isfinite().all():
+        lost = int((~known.isfinite()).reshape(-1, *mask.shape).any(0).sum())
+        msg = (
+            f"field is not finite in {lost} of the mask's {int(mask.sum())} voxels: "
+            "take them out of the mask"
+        )
+        raise ValueError(msg)
+    return known
+
+
+def crop(field: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Box]:
+    """Cut :func:`known_field` and its mask to the mask's bounding box; and say where it lies."""
+    check_mask(field, mask)
+    box = bounding_box(mask)
+    inside = mask[box]
+    return known_field(field[(..., *box)], inside), inside, box
+
+
+def bounding_box(mask: Tensor) -> Box:
+    """Smallest box around the true voxels of (X, Y, Z).
+
+    >>> mask = torch.zeros(4, 5, 6, dtype=torch.bool)
+    >>> mask[1:3, 2, 4:] = True
+    >>> bounding_box(mask)
+    (slice(1, 3, None), slice(2, 3, None), slice(4, 6, None))
+    """
+    ranges = [mask.any(dim=others).nonzero() for others in ((1, 2), (0, 2), (0, 1))]
+    x, y, z = (slice(int(where[0]), int(where[-1]) + 1) for where in ranges)
+    return x, y, z
+
+
+def in_place(part: Tensor, box: Box, like: Tensor) -> Tensor:
+    """``part`` at its ``box`` in zeros of the grid of ``like``."""
+    whole = part.new_zeros((*part.shape[:-3], *like.shape[-3:]))
+    whole[(..., *box)] = part
+    return whole
