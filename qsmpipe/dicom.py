@@ -364,7 +364,7 @@ def _frame(path: Path, index: int, sources: list[Dataset], header: Dataset) -> _
         slope, intercept = slope / scale, intercept / scale
     coil = _first(sources, SIEMENS_COIL) if manufacturer.startswith("siemens") else None
     return _Frame(
-        path, index, int(header.get("SeriesNumber") or 0), part, round(float(time), 3) / 1000,
+        path, index, int(header.get("SeriesNumber") or 0), part, round(float(time) / 1000, 6),
         tuple(map(float, place["ImagePositionPatient"])),
         (int(header.Rows), int(header.Columns), *map(float, place["PixelSpacing"]),
          *map(float, place["ImageOrientationPatient"])),

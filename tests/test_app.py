@@ -162,7 +162,7 @@ def test_a_dry_run_writes_nothing_and_names_every_parameter(
     assert code == 0
     assert not out.exists()
     assert "inversion.threshold = 0.3" in said
-    assert "background.radii" in said
+    assert "background.margin = 40.0" in said
     assert "would be processed" in said
 
 
