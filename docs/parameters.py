@@ -64,9 +64,9 @@ def _text(value: Any) -> str:
     if isinstance(value, bool):
         spoken = str(value).lower()
     elif isinstance(value, list | tuple | range):
-        spoken = f"[{', '.join(f'{item:g}' for item in value)}]"
+        spoken = f"[{', '.join(f'{item:.12g}' for item in value)}]"
     else:
-        spoken = f"{value:g}" if isinstance(value, float) else str(value)
+        spoken = f"{value:.12g}" if isinstance(value, float) else str(value)
     return "`" + spoken.replace("|", "\\|") + "`"
 
 
