@@ -58,7 +58,7 @@ class WeightedMean(_Field):
 
 
 class _NonlinearFitInputSpec(_FieldInputSpec):
-    offset = traits.Bool(True, usedefault=True, desc="fit the phase at echo time 0 as well")
+    offset = traits.Bool(False, usedefault=True, desc="fit the phase at echo time 0 as well")
     tolerance = traits.Float(
         DEFAULT_TOLERANCE, usedefault=True, desc="a voxel is done when it moves less (rad)"
     )

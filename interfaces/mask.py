@@ -37,8 +37,8 @@ class _Mask(Stage):
     output_spec = _MaskOutputSpec
     stage = "mask"
 
-    def _make(self, like: str, cwd: Path) -> None:
-        mask = self._call(images.load(like), images.zooms_of(like))
+    def _make(self, like: str, cwd: Path, **choices: Any) -> None:
+        mask = self._call(images.load(like), images.zooms_of(like), **choices)
         self._keep(mask, cwd, like=like)
 
     def _keep(self, mask: torch.Tensor, cwd: Path, *, like: str) -> None:
@@ -47,12 +47,14 @@ class _Mask(Stage):
 
 class _MagnitudeInputSpec(StageInputSpec):
     magnitude = File(exists=True, mandatory=True, desc="magnitude, 3D or echoes last")
+    echo_times = traits.List(traits.Float, desc="echo times (s)")
     quality = File(exists=True, desc="phase quality; not used")
 
 
 class _MagnitudeMask(_Mask):
     def _compute(self, cwd: Path, device: torch.device) -> None:
-        self._make(self.inputs.magnitude, cwd)
+        times = self.inputs.echo_times
+        self._make(self.inputs.magnitude, cwd, echo_times=times if isdefined(times) else None)
 
 
 class _ThresholdInputSpec(_MagnitudeInputSpec):

@@ -65,6 +65,11 @@ class Settings:
     use_plugin: str = ""
     stop_on_first_crash: bool = False
 
+    @property
+    def mask_is_given(self) -> bool:
+        """Whether the mask expression asks for the user's own mask."""
+        return "given" in (part.strip() for part in self.mask.replace("|", "&").split("&"))
+
     def methods(self, stage: str) -> tuple[str, ...]:
         """Names of the methods that ``stage`` runs; empty for ``none`` and ``given``."""
         names = (
@@ -91,6 +96,13 @@ class Settings:
             for key, value in values.items():
                 name = f"{key}_" if keyword.iskeyword(key) else key
                 among = [only] if only else list(chosen)
+                if only and only not in chosen:
+                    method(stage, only)
+                    msg = (
+                        f"{stage}.{only}.{key} is set, but {only} is not run: choose it as well, "
+                        f"or set a parameter of {' or '.join(chosen) or 'a method that is run'}"
+                    )
+                    raise ValueError(msg)
                 owners = [m for m in among if name in parameters_of(stage, m)]
                 if len(owners) != 1:
                     raise ValueError(_no_owner(stage, among, key, owners))

@@ -26,7 +26,7 @@ def test_the_embedding_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     blocks = re.findall(r"```python\n(.*?)```", (DOCS / "embedding.md").read_text(), re.DOTALL)
     assert len(blocks) == 2
     for number, block in enumerate(blocks):
-        script = tmp_path / f"block{number}.py"  # a file, so that Nipype finds its functions' source
+        script = tmp_path / f"block{number}.py"  # Nipype reads its functions from their file
         script.write_text(block)
         names |= runpy.run_path(str(script), init_globals=names)
     (measure,) = (node for node in names["graph"].nodes() if node.name == "measure")

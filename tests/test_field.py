@@ -76,9 +76,9 @@ def test_the_nonlinear_fit_tells_an_offset_from_the_field(
 ) -> None:
     field, mask = truth()
     phase, magnitude = signal(field, times, offset)
-    result = nonlinear(phase, mask, **keywords(times, magnitude))
+    result = nonlinear(phase, mask, offset=True, **keywords(times, magnitude))
     torch.testing.assert_close(result.field[mask], field[mask], rtol=0, atol=1e-10)
-    without = nonlinear(phase, mask, offset=False, **keywords(times, magnitude))
+    without = nonlinear(phase, mask, **keywords(times, magnitude))
     assert (without.field - field)[mask].abs().min() > 0.01
 
 
@@ -203,12 +203,13 @@ def test_whole_turns_move_the_field_by_whole_turns_alone() -> None:
     phase = phase + 0.05 * torch.randn(
         phase.shape, generator=torch.Generator().manual_seed(8), dtype=torch.float64
     )
-    base = nonlinear(phase, mask, **keywords(times, magnitude))
+    given = {"offset": True, **keywords(times, magnitude)}
+    base = nonlinear(phase, mask, **given)
     # The same turn in every echo is an offset; a turn more per echo is an alias of the field.
-    same = nonlinear(phase + 6 * math.pi, mask, **keywords(times, magnitude))
+    same = nonlinear(phase + 6 * math.pi, mask, **given)
     torch.testing.assert_close(same.field, base.field, rtol=0, atol=1e-9)
     turns = 2 * math.pi * torch.arange(5, dtype=torch.float64).reshape(5, 1, 1, 1)
-    alias = nonlinear(phase + turns, mask, **keywords(times, magnitude))
+    alias = nonlinear(phase + turns, mask, **given)
     step = 2 * math.pi / radians_per_ppm(B0, 0.004)
     torch.testing.assert_close(alias.field[mask], base.field[mask] + step, rtol=0, atol=1e-9)
     torch.testing.assert_close(alias.noise, base.noise)
@@ -314,5 +315,5 @@ def test_the_workflow_writes_what_the_function_gives(
     step = node.result.outputs.step
     assert step["warnings"] == []
     if method == "nonlinear":
-        assert step["parameters"] == {"offset": True, "tolerance": 1e-3, "max_iterations": 2000}
+        assert step["parameters"] == {"offset": False, "tolerance": 1e-3, "max_iterations": 2000}
         assert step["convergence"]["converged"]

@@ -29,6 +29,7 @@ def test_what_is_written_reads_back(tmp_path: Path) -> None:
         "bids_dir": "/data",
         "participant_label": ["01", "02"],
         "derivatives": {"masks": "/masks"},
+        "background": "vsharp",
         "parameters": parse_assignments(["inversion.lambda=2e-4", "background.radii=[8, 4, 2]"]),
     })  # fmt: skip
     file = tmp_path / "config.toml"
@@ -54,6 +55,7 @@ def test_every_preset_is_complete_and_valid(preset: str) -> None:
         ("invertion.lambda=1", "did you mean 'inversion'"),
         ("background.tkd.radii=[1]", "background has no method 'tkd'"),
         ("inversion.b0_direction=[1,0,0]", "has no parameter 'b0_direction'"),
+        ("inversion.tkd.threshold=0.2", "tkd is not run"),
         ("lambda=1", "stage.parameter=value"),
         ("inversion.lambda", "stage.parameter=value"),
         ("relaxation.threshold=1", "takes no parameters"),

@@ -140,6 +140,8 @@ def init_mask_wf(
             interface = interface_of("mask", key)(**threads, **chosen)
             node = Node(interface, name=key, n_procs=omp_nthreads)
         workflow.connect([(inputnode, node, [("magnitude", "magnitude")])])
+        if "echo_times" in node.inputs.copyable_trait_names():
+            workflow.connect([(inputnode, node, [("echo_times", "echo_times")])])
         if key == "quality":
             workflow.connect([(quality_map, node, [("quality", "quality")])])
         made.append(node)

@@ -127,6 +127,9 @@ def init_qsm_wf(
 
     workflow = Workflow(name=name)
     inputnode = Node(IdentityInterface(fields=list(INPUTS)), name="inputnode")
+    inputnode.inputs.trait_set(
+        phase_slope=1.0, phase_intercept=0.0, phase_sign=1, alternating=False
+    )
     outputnode = Node(IdentityInterface(fields=list(OUTPUTS)), name="outputnode")
 
     def one(stage: str, method: str) -> Mapping[str, Any]:

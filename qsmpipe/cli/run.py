@@ -224,7 +224,7 @@ def _with_given(
     examinations: list[Examination], settings: Settings
 ) -> tuple[list[Examination], dict[str, dict[str, Path]]]:
     """Add the user's own masks, where the settings ask for them; without one it is refused."""
-    wanted: dict[str, str | None] = {"mask": None} if settings.mask == "given" else {}
+    wanted: dict[str, str | None] = {"mask": None} if settings.mask_is_given else {}
     reference, _, label = settings.reference.partition(":")
     if reference == "region":
         wanted["region"] = label

@@ -105,7 +105,7 @@ def nonlinear(
     magnitude: Tensor,
     echo_times: Sequence[float],
     field_strength: float,
-    offset: bool = True,
+    offset: bool = False,
     tolerance: float = DEFAULT_TOLERANCE,
     max_iterations: int = DEFAULT_MAX_ITERATIONS,
 ) -> TotalField:
@@ -131,7 +131,9 @@ def nonlinear(
     field_strength : float
         B0 (T).
     offset : bool
-        Fit the phase at echo time 0 as well; without it, it is 0. A single echo has none.
+        Fit the phase at echo time 0 as well, for phase whose offset was not removed before;
+        without it, it is 0. It costs precision: with echoes at 5, 10, ... 25 ms the field's noise
+        more than doubles, with two echoes at t and 2 t it more than triples. A single echo has none.
     tolerance : float
         A voxel is done when a step moves its phase by less than this at every echo (rad).
     max_iterations : int

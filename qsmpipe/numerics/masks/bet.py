@@ -1,6 +1,7 @@
 """Brain extraction by a surface that grows until it meets the dark rim of the brain."""
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -63,10 +64,15 @@ class _Mesh(NamedTuple):
     incidence: sparse.csr_array
 
 
+LEAST_ECHO_TIME = 0.004
+"""In s. On a head at 3 T, the echo at 4.6 ms gave a brain of 1510 mL, that at 2.3 ms 1753 mL."""
+
+
 def bet(
     magnitude: Tensor,
     zooms: Zooms,
     *,
+    echo_times: Sequence[float] | None = None,
     fractional_intensity: float = 0.5,
     smoothness: float = 1.0,
     bias_sigma: float = 30.0,
@@ -84,9 +90,13 @@ def bet(
     Parameters
     ----------
     magnitude : ([E,] X, Y, Z) real tensor
-        Magnitude, any unit; of several echoes the first is taken, which lost the least signal.
+        Magnitude, any unit; one of several echoes is taken.
     zooms : tuple of float
         Voxel size (mm).
+    echo_times : sequence of float, optional
+        Echo times (s). The first echo at or after :data:`LEAST_ECHO_TIME` is taken (the last one
+        where there is none): at shorter times muscle and marrow are as bright as brain, at later
+        ones signal is lost near air. Without them, the first echo.
     fractional_intensity : float
         Where between dark and local bright (0 to 1) the brain ends; smaller gives a larger brain.
         It means what it does in FSL's ``bet``.
@@ -116,7 +126,8 @@ def bet(
     if magnitude.ndim not in {3, 4}:
         msg = f"magnitude has shape {tuple(magnitude.shape)}, not ([E,] X, Y, Z)"
         raise ValueError(msg)
-    first = (magnitude if magnitude.ndim == 3 else magnitude[0]).float().cpu()
+    echo = _echo(magnitude, echo_times)
+    first = (magnitude if magnitude.ndim == 3 else magnitude[echo]).float().cpu()
     first = torch.nan_to_num(first, posinf=0.0, neginf=0.0)
     if first.max() <= first.min():
         msg = "the magnitude is constant: there is no brain to extract (wrong file or scaling?)"
@@ -145,6 +156,16 @@ def bet(
             break
     brain = largest_core(torch.from_numpy(winding > 0), zooms, radius=OPENING * scale)
     return brain.to(magnitude.device)
+
+
+def _echo(magnitude: Tensor, echo_times: Sequence[float] | None) -> int:
+    if magnitude.ndim == 3 or echo_times is None:
+        return 0
+    if len(echo_times) != len(magnitude):
+        msg = f"magnitude has {len(magnitude)} echoes and echo_times {len(echo_times)}"
+        raise ValueError(msg)
+    late = (i for i, time in enumerate(echo_times) if time >= LEAST_ECHO_TIME)
+    return next(late, len(magnitude) - 1)
 
 
 def _look(volume: np.ndarray, zooms: Zooms) -> _Head:

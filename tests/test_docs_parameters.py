@@ -1,0 +1,106 @@
+"""The documentation says what the code does: defaults, parameters, constants, sources, checks."""
+
+import importlib
+import re
+import runpy
+import shlex
+from pathlib import Path
+
+import pytest
+
+from qsmpipe.cli.parser import build_parser, parse
+from qsmpipe.methods import METHODS, parameters_of
+from qsmpipe.settings import combine
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+ROWS = [(stage, name) for stage, rows in METHODS.items() for name in rows]
+
+COMMANDS = re.findall(
+    r"^qsmpipe (.* participant.*)$", (DOCS / "usage.md").read_text(), re.MULTILINE
+)
+
+NUMBER = r"-?\d+(?:\.\d+)?(?:e-?\d+)?"
+FOREIGN = {"--array", "--cpus-per-task", "--mem", "--time"}
+"""Options of sbatch."""
+
+
+def sections() -> dict[str, str]:
+    """Method to its section in methods.md."""
+    parts = re.split(r"^### `(\w+)`$", (DOCS / "methods.md").read_text(), flags=re.MULTILINE)
+    return {
+        name: re.split(r"^## ", text, flags=re.MULTILINE)[0]
+        for name, text in zip(parts[1::2], parts[2::2], strict=True)
+    }
+
+
+def dois(key: str) -> list[str]:
+    bibliography = (ROOT / "qsmpipe" / "data" / "references.bib").read_text()
+    (entry,) = re.findall(rf"^@\w+{{{key},.*?^}}", bibliography, re.DOTALL | re.MULTILINE)
+    return re.findall(r"doi = {(.*)}", entry)
+
+
+def test_the_committed_table_is_what_the_script_prints() -> None:
+    page = runpy.run_path(str(DOCS / "parameters.py"))["page"]()
+    committed = (DOCS / "parameters.md").read_text()
+    assert committed == page, "run: python docs/parameters.py > docs/parameters.md"
+
+
+@pytest.mark.parametrize(("stage", "name"), ROWS, ids=map("-".join, ROWS))
+def test_a_method_has_its_section_with_parameters_and_sources(stage: str, name: str) -> None:
+    section = sections()[name]
+    documented = set(re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE))
+    assert documented == {key.removesuffix("_") for key in parameters_of(stage, name)}
+    for key in METHODS[stage][name].cite:
+        for doi in dois(key):
+            assert doi in section, f"{name} does not name {key}"
+
+
+def test_every_section_is_of_a_method() -> None:
+    assert set(sections()) == {name for _, name in ROWS}
+
+
+def test_named_constants_have_the_values_that_the_code_has() -> None:
+    text = " ".join((DOCS / "methods.md").read_text().split())
+    named = re.findall(rf"`([a-z_2.]+)\.([A-Z][A-Z_0-9]*)` = ({NUMBER})", text)
+    assert len(named) > 20
+    for module, constant, value in named:
+        actual = getattr(importlib.import_module(f"qsmpipe.numerics.{module}"), constant)
+        assert actual == pytest.approx(float(value)), f"{module}.{constant}"
+
+
+def test_every_input_check_stands_in_the_table() -> None:
+    table = (DOCS / "usage.md").read_text().partition("## Input checks")[2]
+    named = set(re.findall(r"^\| `([\w-]+)` \|", table, re.MULTILINE))
+    source = (ROOT / "qsmpipe" / "checks.py").read_text()
+    checks = set(re.findall(r'(?:notes\.\w+|level)\(\s*"([\w-]+)"', source))
+    assert named == checks | {"region"}
+
+
+@pytest.mark.parametrize("page", ["usage.md", "index.md", "methods.md", "parameters.md"])
+def test_options_that_are_named_exist(page: str) -> None:
+    known = {word for action in build_parser()._actions for word in action.option_strings}
+    named = set(re.findall(r"(?<![\w-])--[a-z0-9][a-z0-9-]+", (DOCS / page).read_text()))
+    assert named <= known | FOREIGN
+
+
+@pytest.mark.parametrize("page", ["usage.md", "index.md", "methods.md", "adding_a_method.md"])
+def test_anchors_exist(page: str) -> None:
+    for target, anchor in re.findall(r"\]\(([\w.]*)#([\w-]+)\)", (DOCS / page).read_text()):
+        lines = (DOCS / (target or page)).read_text().splitlines()
+        titles = [line.lstrip("# ").lower() for line in lines if line.startswith("#")]
+        anchors = [re.sub(r"[^\w\- ]", "", title).replace(" ", "-") for title in titles]
+        assert anchor in anchors, f"{page}: {target}#{anchor}"
+
+
+@pytest.mark.parametrize("words", COMMANDS)
+def test_commands_that_are_shown_are_understood(words: str) -> None:
+    parse(shlex.split(words)).settings.check()
+
+
+def test_the_config_file_that_is_shown_is_valid(tmp_path: Path) -> None:
+    (shown,) = re.findall(r"```toml\n(.*?)```", (DOCS / "usage.md").read_text(), re.DOTALL)
+    (tmp_path / "config.toml").write_text(shown)
+    settings = combine({}, str(tmp_path / "config.toml"))
+    settings.check()
+    assert settings.parameters_for("mask")["bet"] == {"fractional_intensity": 0.4}
