@@ -42,6 +42,19 @@ class _PrepareOutputSpec(StageOutputSpec):
     )
 
 
+MOST_RADIANS = 1000.0
+"""Beyond this, numbers are the scanner's units and not radians, unwrapped or not."""
+
+
+def _check_radians(phase: Tensor, path: str) -> None:
+    if phase.numel() and (most := phase.abs().max().item()) > MOST_RADIANS:
+        msg = (
+            f"{path}: phase runs to {most:g} rad, so it is not in radians: give phase_slope (rad "
+            "per unit), for example pi / 4096 for Siemens or 0.001 for milliradians"
+        )
+        raise ValueError(msg)
+
+
 class Prepare(Stage):
     """Bring the scanner's images into one magnitude and one phase in radians.
 
@@ -64,6 +77,7 @@ class Prepare(Stage):
             magnitude = self._magnitude(stored, like, device)
             broken = ~(stored.isfinite() & magnitude.isfinite())
             choices = {"slope": inputs.phase_slope, "intercept": inputs.phase_intercept}
+            _check_radians(stored[~broken] * inputs.phase_slope, like)
             phase = to_radians(stored, **choices, **self._how())
         elif isdefined(inputs.real):
             like = inputs.real[0]

@@ -21,7 +21,8 @@ def test_the_embedding_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         "magnitude_files": sorted(map(str, anat.glob("*part-mag*.nii.gz"))),
         "phase_files": sorted(map(str, anat.glob("*part-phase*.nii.gz"))),
         "echo_times": list(examples.load("gre3t").scan.echo_times),
-        "field_strength": 3.0,
+        "field_strength": 2.895,
+        "phase_slope": np.pi / 4096,
     }
     blocks = re.findall(r"```python\n(.*?)```", (DOCS / "embedding.md").read_text(), re.DOTALL)
     assert len(blocks) == 2

@@ -205,11 +205,13 @@ def test_what_is_missing_is_said(files: dict[str, list[str]], tmp_path: Path,
         Prepare(magnitude=files["magnitude"][:1], phase=files["phase"]).run()
     with pytest.raises(ValueError, match="no `imag`"):
         Prepare(real=files["real"]).run()
+    with pytest.raises(ValueError, match="give phase_slope"):
+        Prepare(magnitude=files["magnitude"], phase=files["phase"]).run()
     other = nb.Nifti1Image(np.ones(SHAPE, np.float32), np.eye(4))
     other.to_filename(tmp_path / "other.nii.gz")
     with pytest.raises(ValueError, match="different grids"):
         Prepare(magnitude=["other.nii.gz"] * 2, phase=files["phase"]).run()
-    outputs = Prepare(phase=files["phase"]).run().outputs
+    outputs = Prepare(phase=files["phase"], phase_slope=math.pi / 4096).run().outputs
     assert "no magnitude" in outputs.step["warnings"][0]
     assert nb.load(outputs.magnitude).get_fdata().max() == 1
 

@@ -133,7 +133,7 @@ def nonlinear(
     offset : bool
         Fit the phase at echo time 0 as well, for phase whose offset was not removed before;
         without it, it is 0. It costs precision: with echoes at 5, 10, ... 25 ms the field's noise
-        more than doubles, with two echoes at t and 2 t it more than triples. A single echo has none.
+        more than doubles, with two echoes at t and 2 t it more than triples. One echo has none.
     tolerance : float
         A voxel is done when a step moves its phase by less than this at every echo (rad).
     max_iterations : int
