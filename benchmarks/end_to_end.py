@@ -10,6 +10,8 @@ that it kept.
 
 import argparse
 import json
+import re
+import shlex
 import subprocess
 import sys
 import time
@@ -102,49 +104,51 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="keep the simulated heads here")
     parser.add_argument("--out", type=Path, required=True, help="keep the results here")
-    parser.add_argument("--presets", nargs="+", default=["default", "fast", "consensus"])
-    parser.add_argument("--cases", type=int, default=len(CASES), help="only the first so many")
     parser.add_argument(
-        "--options", nargs=argparse.REMAINDER, default=[], help="further options of the app"
+        "--chains",
+        nargs="+",
+        default=["default", "fast", "consensus"],
+        help="a preset, and options of the app after it: 'default --background vsharp'",
     )
+    parser.add_argument("--cases", type=int, default=len(CASES), help="only the first so many")
     given = parser.parse_args()
     rows: dict[tuple[str, str, str], list[dict[str, float]]] = {}
     costs: dict[str, list[dict[str, float]]] = {}
     for head, field_strength, tilt in CASES[: given.cases]:
         folder = write_head(head, given.data, field_strength=field_strength, tilt=tilt)
         truth = dict(np.load(folder / "truth.npz"))
-        for preset in given.presets:
-            out = given.out / preset / folder.name
+        for chain in given.chains:
+            out = given.out / re.sub(r"\W+", "_", chain) / folder.name
             out.mkdir(parents=True, exist_ok=True)
-            cost = run(folder / "bids", out, ["--preset", preset, *given.options])
-            costs.setdefault(preset, []).append(cost)
+            cost = run(folder / "bids", out, ["--preset", *shlex.split(chain)])
+            costs.setdefault(chain, []).append(cost)
             for name, where, scores in compare(out, truth):
-                rows.setdefault((preset, name, where), []).append(scores)
+                rows.setdefault((chain, name, where), []).append(scores)
                 shown = " ".join(f"{key} {value:.3f}" for key, value in scores.items())
-                print(f"{folder.name} {preset} {name} ({where}): {shown}", flush=True)
+                print(f"{folder.name} {chain} {name} ({where}): {shown}", flush=True)
     print(f"\nMean (standard deviation) over {given.cases} scans\n")
-    print("| preset | map | voxels | NRMSE % | dNRMSE % | XSIM | HFEN % |")
+    print("| chain | map | voxels | NRMSE % | dNRMSE % | XSIM | HFEN % |")
     print("|---|---|---|---|---|---|---|")
-    for (preset, name, where), found in rows.items():
+    for (chain, name, where), found in rows.items():
         if where != "mean":
             cells = " | ".join(
                 f"{np.mean([s[key] for s in found]):.3g} ({np.std([s[key] for s in found]):.2g})"
                 for key in SCORES
             )
-            print(f"| {preset} | {name} | {where} | {cells} |")
-    print("\n| region | true (ppm) |" + "".join(f" {p} |" for p in given.presets))
-    print("|---|---|" + "---|" * len(given.presets))
+            print(f"| {chain} | {name} | {where} | {cells} |")
+    print("\n| region | true (ppm) |" + "".join(f" {p} |" for p in given.chains))
+    print("|---|---|" + "---|" * len(given.chains))
     for region in REGIONS:
-        true = np.mean([s["true"] for s in rows[given.presets[0], region, "mean"]])
+        true = np.mean([s["true"] for s in rows[given.chains[0], region, "mean"]])
         cells = "".join(
             f" {np.mean([s['found'] for s in rows[p, region, 'mean']]):.3f} |"
-            for p in given.presets
+            for p in given.chains
         )
         print(f"| {region} | {true:.3f} |{cells}")
-    print("\n| preset | seconds per scan | peak memory of a node (GB) |\n|---|---|---|")
-    for preset, found in costs.items():
+    print("\n| chain | seconds per scan | peak memory of a node (GB) |\n|---|---|---|")
+    for chain, found in costs.items():
         seconds, peak = (np.mean([c[key] for c in found]) for key in ("seconds", "GB"))
-        print(f"| {preset} | {seconds:.0f} | {peak:.1f} |")
+        print(f"| {chain} | {seconds:.0f} | {peak:.1f} |")
 
 
 if __name__ == "__main__":

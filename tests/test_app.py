@@ -223,6 +223,19 @@ def test_what_cannot_start_says_why(
     assert "Traceback" not in said
 
 
+def test_another_plugin_runs_the_same_graph(
+    app: Callable[..., tuple[int, Path]], first: Path, tmp_path: Path
+) -> None:
+    plugin = tmp_path / "plugin.yml"
+    plugin.write_text("plugin: Linear\nplugin_args: {}\n")
+    code, out = app("gre3t", "--use-plugin", str(plugin), folder=tmp_path)
+    assert code == 0
+    chi = "sub-01/anat/sub-01_Chimap.nii.gz"
+    assert (out / chi).read_bytes() == (first / chi).read_bytes()
+    plugin.write_text("plugin: SLURMGraph\n")
+    assert app("gre3t", "--use-plugin", str(plugin), folder=tmp_path)[0] == 64
+
+
 def test_refused_data_end_in_65_and_a_page(
     app: Callable[..., tuple[int, Path]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

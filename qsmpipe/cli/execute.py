@@ -121,6 +121,12 @@ def _runner(
             f"--use-plugin {settings.use_plugin}: {error}; it holds 'plugin: NAME' and "
             "'plugin_args: {{...}}'",
         ) from error
+    if plugin.endswith("Graph"):
+        raise RunError(
+            Exit.USAGE,
+            f"--use-plugin {settings.use_plugin}: {plugin} hands the graph over and never tells "
+            f"what became of it; use {plugin.removesuffix('Graph')}",
+        )
     del arguments["log_file"]
     return {"plugin": plugin, "plugin_args": arguments | own}
 
