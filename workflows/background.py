@@ -3,10 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from nipype.interfaces.utility import IdentityInterface
-from nipype.pipeline.engine import Node, Workflow
+from nipype.pipeline.engine import Workflow
 
-from qsmpipe.methods import interface_of
+from qsmpipe.workflows.stage import stage_wf
 
 
 def init_background_wf(
@@ -53,18 +52,13 @@ def init_background_wf(
     step
         What was done.
     """
-    inputs = ("field", "mask", "noise", "b0_direction")
-    outputs = ("field", "mask", "step")
-    workflow = Workflow(name=name)
-    inputnode = Node(IdentityInterface(fields=list(inputs)), name="inputnode")
-    outputnode = Node(IdentityInterface(fields=list(outputs)), name="outputnode")
-    interface = interface_of("background", method)(
-        num_threads=omp_nthreads, use_gpu=use_gpu, **(parameters or {})
+    return stage_wf(
+        "background",
+        method,
+        inputs=("field", "mask", "noise", "b0_direction"),
+        outputs=("field", "mask", "step"),
+        parameters=parameters,
+        omp_nthreads=omp_nthreads,
+        use_gpu=use_gpu,
+        name=name,
     )
-    remove = Node(interface, name=method, n_procs=omp_nthreads)
-
-    workflow.connect([
-        (inputnode, remove, [(field, field) for field in inputs]),
-        (remove, outputnode, [(field, field) for field in outputs]),
-    ])  # fmt: skip
-    return workflow

@@ -3,10 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from nipype.interfaces.utility import IdentityInterface
-from nipype.pipeline.engine import Node, Workflow
+from nipype.pipeline.engine import Workflow
 
-from qsmpipe.methods import interface_of
+from qsmpipe.workflows.stage import stage_wf
 
 
 def init_field_wf(
@@ -56,18 +55,13 @@ def init_field_wf(
     step
         What was done.
     """
-    inputs = ("phase", "mask", "magnitude", "echo_times", "field_strength")
-    outputs = ("field", "noise", "residual", "step")
-    workflow = Workflow(name=name)
-    inputnode = Node(IdentityInterface(fields=list(inputs)), name="inputnode")
-    outputnode = Node(IdentityInterface(fields=list(outputs)), name="outputnode")
-    interface = interface_of("field", method)(
-        num_threads=omp_nthreads, use_gpu=use_gpu, **(parameters or {})
+    return stage_wf(
+        "field",
+        method,
+        inputs=("phase", "mask", "magnitude", "echo_times", "field_strength"),
+        outputs=("field", "noise", "residual", "step"),
+        parameters=parameters,
+        omp_nthreads=omp_nthreads,
+        use_gpu=use_gpu,
+        name=name,
     )
-    fit = Node(interface, name=method, n_procs=omp_nthreads)
-
-    workflow.connect([
-        (inputnode, fit, [(field, field) for field in inputs]),
-        (fit, outputnode, [(field, field) for field in outputs]),
-    ])  # fmt: skip
-    return workflow

@@ -3,10 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from nipype.interfaces.utility import IdentityInterface
-from nipype.pipeline.engine import Node, Workflow
+from nipype.pipeline.engine import Workflow
 
-from qsmpipe.methods import interface_of
+from qsmpipe.workflows.stage import stage_wf
 
 
 def init_inversion_wf(
@@ -51,18 +50,13 @@ def init_inversion_wf(
     step
         What was done.
     """
-    inputs = ("field", "mask", "noise", "b0_direction")
-    outputs = ("chi", "step")
-    workflow = Workflow(name=name)
-    inputnode = Node(IdentityInterface(fields=list(inputs)), name="inputnode")
-    outputnode = Node(IdentityInterface(fields=list(outputs)), name="outputnode")
-    interface = interface_of("inversion", method)(
-        num_threads=omp_nthreads, use_gpu=use_gpu, **(parameters or {})
+    return stage_wf(
+        "inversion",
+        method,
+        inputs=("field", "mask", "noise", "b0_direction"),
+        outputs=("chi", "step"),
+        parameters=parameters,
+        omp_nthreads=omp_nthreads,
+        use_gpu=use_gpu,
+        name=name,
     )
-    invert = Node(interface, name=method, n_procs=omp_nthreads)
-
-    workflow.connect([
-        (inputnode, invert, [(field, field) for field in inputs]),
-        (invert, outputnode, [(field, field) for field in outputs]),
-    ])  # fmt: skip
-    return workflow

@@ -3,10 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from nipype.interfaces.utility import IdentityInterface
-from nipype.pipeline.engine import Node, Workflow
+from nipype.pipeline.engine import Workflow
 
-from qsmpipe.methods import interface_of
+from qsmpipe.workflows.stage import stage_wf
 
 
 def init_offset_wf(
@@ -50,17 +49,13 @@ def init_offset_wf(
     step
         What was done.
     """
-    inputs, outputs = ("phase", "magnitude", "echo_times"), ("phase", "offset", "step")
-    workflow = Workflow(name=name)
-    inputnode = Node(IdentityInterface(fields=list(inputs)), name="inputnode")
-    outputnode = Node(IdentityInterface(fields=list(outputs)), name="outputnode")
-    interface = interface_of("offset", method)(
-        num_threads=omp_nthreads, use_gpu=use_gpu, **(parameters or {})
+    return stage_wf(
+        "offset",
+        method,
+        inputs=("phase", "magnitude", "echo_times"),
+        outputs=("phase", "offset", "step"),
+        parameters=parameters,
+        omp_nthreads=omp_nthreads,
+        use_gpu=use_gpu,
+        name=name,
     )
-    remove = Node(interface, name=method, n_procs=omp_nthreads)
-
-    workflow.connect([
-        (inputnode, remove, [(field, field) for field in inputs]),
-        (remove, outputnode, [(field, field) for field in outputs]),
-    ])  # fmt: skip
-    return workflow

@@ -3,10 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from nipype.interfaces.utility import IdentityInterface
-from nipype.pipeline.engine import Node, Workflow
+from nipype.pipeline.engine import Workflow
 
-from qsmpipe.methods import interface_of
+from qsmpipe.workflows.stage import stage_wf
 
 
 def init_unwrap_wf(
@@ -50,18 +49,14 @@ def init_unwrap_wf(
     step
         What was done.
     """
-    inputs = ("phase", "mask", "magnitude", "echo_times")
-    outputs = ("phase", "step")
-    workflow = Workflow(name=name)
-    inputnode = Node(IdentityInterface(fields=list(inputs)), name="inputnode")
-    outputnode = Node(IdentityInterface(fields=list(outputs)), name="outputnode")
-    interface = interface_of("unwrap", method)(
-        num_threads=omp_nthreads, use_gpu=use_gpu and method != "romeo", **(parameters or {})
+    # ROMEO grows its regions on the CPU: it needs no GPU slot.
+    return stage_wf(
+        "unwrap",
+        method,
+        inputs=("phase", "mask", "magnitude", "echo_times"),
+        outputs=("phase", "step"),
+        parameters=parameters,
+        omp_nthreads=omp_nthreads,
+        use_gpu=use_gpu and method != "romeo",
+        name=name,
     )
-    unwrap = Node(interface, name=method, n_procs=omp_nthreads)
-
-    workflow.connect([
-        (inputnode, unwrap, [(field, field) for field in inputs]),
-        (unwrap, outputnode, [(field, field) for field in outputs]),
-    ])  # fmt: skip
-    return workflow
