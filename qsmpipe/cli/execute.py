@@ -50,7 +50,8 @@ def execute(
         }
     )
     processors = settings.nprocs or len(os.sched_getaffinity(0))
-    threads = settings.omp_nthreads or max(1, min(processors, 8))
+    # Acquisitions side by side use processors better than threads of one node do.
+    threads = settings.omp_nthreads or max(1, min(processors // len(examinations), 8))
     workflow = init_run_wf(
         examinations, settings, given, threads=threads, use_gpu=_use_gpu(settings.device)
     )
