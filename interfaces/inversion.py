@@ -61,6 +61,7 @@ class _Inversion(Stage):
             noise=noise,
         )
         self._record(result.convergence)
+        self._step["parameters"] |= result.chosen
         self._results["chi"] = images.save(result.chi, cwd / "chi.nii.gz", like=like)
 
 
@@ -143,12 +144,12 @@ class RTS(_Inversion):
 
 
 class _TVInputSpec(_InversionInputSpec):
-    lambda_ = traits.Range(
-        low=0.0,
-        exclude_low=True,
-        value=_TV["lambda_"],
+    lambda_ = traits.Union(
+        traits.Float,
+        traits.Enum("auto"),
+        default_value=_TV["lambda_"],
         usedefault=True,
-        desc="weight of the total variation (ppm mm)",
+        desc='weight of the total variation (ppm mm), or "auto" to follow the noise',
     )
     rho = traits.Range(
         low=0.0,

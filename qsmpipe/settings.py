@@ -286,6 +286,12 @@ def _fitting(stage: str, name: str, key: str, value: Any) -> Any:
         fits = isinstance(value, int | float) and not isinstance(value, bool)
         fits = fits or (isinstance(value, str) and "str" in annotation)
         value = float(value) if fits and not isinstance(value, str) else value
+    elif isinstance(default, str):
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        fits = (number and "float" in annotation) or (
+            isinstance(value, str) and ("Literal" not in annotation or repr(value) in annotation)
+        )
+        value = float(value) if fits and number else value
     elif isinstance(default, tuple | list | range):
         fits = isinstance(value, list)
         value = tuple(value) if fits else value

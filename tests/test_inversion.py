@@ -179,10 +179,10 @@ def test_tilted_is_rotated(method: Callable[..., Susceptibility], clean: Phantom
 @pytest.mark.parametrize("seed", range(3))
 def test_tv_and_rts_beat_division_and_tv_beats_all(seed: int) -> None:
     head = phantom(noise=0.005, seed=seed)
+    noise = torch.full_like(head.field, 0.005)  # what TV's weight follows
     errors = {
-        # TV's weight follows the noise, as its docstring says; the other defaults stand.
         name: error(
-            head.invert(method, **({"lambda_": 0.07 * 0.005} if name == "tv" else {})).chi,
+            head.invert(method, **({"noise": noise} if name == "tv" else {})).chi,
             head.chi,
             head.mask,
         )
@@ -239,9 +239,12 @@ def test_a_field_in_another_unit_gives_the_map_in_that_unit(name: str, noisy: Ph
     """With the parameters that carry the unit scaled alike (here ppm to rad at 3 T and 20 ms)."""
     unit = 16.05
     rows = parameters_of("inversion", name)
-    scaled = {key: rows[key].default * unit**power for key, power in UNITS[name].items()}
+    fixed = {"lambda_": 2e-4} if name == "tv" else {}
+    scaled = {
+        key: fixed.get(key, rows[key].default) * unit**power for key, power in UNITS[name].items()
+    }
     chi = noisy._replace(field=unit * noisy.field).invert(ALL[name], **scaled).chi
-    assert error(chi / unit, noisy.invert(ALL[name]).chi, noisy.mask) < 1e-3
+    assert error(chi / unit, noisy.invert(ALL[name], **fixed).chi, noisy.mask) < 1e-3
 
 
 @every_method
@@ -288,7 +291,7 @@ def test_it_tells_how_it_ended(method: Callable[..., Susceptibility], noisy: Pha
 def test_no_field_gives_no_susceptibility(
     method: Callable[..., Susceptibility], clean: Phantom
 ) -> None:
-    chi, convergence = clean._replace(field=torch.zeros_like(clean.field)).invert(method)
+    chi, convergence, _ = clean._replace(field=torch.zeros_like(clean.field)).invert(method)
     assert not chi.any()
     assert convergence is None or convergence.converged
 
@@ -425,7 +428,7 @@ def test_tv_reaches_the_objective_of_a_slow_solver(
             options={"maxiter": 3000, "maxfun": 6000, "ftol": 1e-14, "gtol": 1e-10},
         ).x  # fmt: skip
     slow = objective(x)[0]
-    chi, convergence = tv(
+    chi, convergence, _ = tv(
         field, mask, zooms, b0_direction=TILTED, noise=noise, lambda_=lambda_, rho=10.0,
         tolerance=1e-9, max_iterations=20000,
     )  # fmt: skip
@@ -471,16 +474,28 @@ def test_tv_noise_has_any_unit_and_even_noise_weighs_nothing(
     uneven: tuple[Phantom, Tensor],
 ) -> None:
     head, noise = uneven
-    expected = head.invert(tv, noise=noise).chi
-    torch.testing.assert_close(head.invert(tv, noise=64 * noise).chi, expected, rtol=0, atol=1e-6)
-    even = head.invert(tv, noise=torch.full_like(noise, 0.7)).chi
-    assert torch.equal(even, head.invert(tv).chi)
+    expected = head.invert(tv, noise=noise, lambda_=2e-4).chi
+    scaled = head.invert(tv, noise=64 * noise, lambda_=2e-4).chi
+    torch.testing.assert_close(scaled, expected, rtol=0, atol=1e-6)
+    even = head.invert(tv, noise=torch.full_like(noise, 0.7), lambda_=2e-4).chi
+    assert torch.equal(even, head.invert(tv, lambda_=2e-4).chi)
+
+
+def test_tv_weight_follows_the_noise(uneven: tuple[Phantom, Tensor]) -> None:
+    head, noise = uneven
+    chi, _, chosen = head.invert(tv, noise=noise)
+    level = noise[head.mask].median().item()
+    assert chosen == {"lambda_": pytest.approx(0.07 * level)}
+    assert torch.equal(chi, head.invert(tv, noise=noise, lambda_=chosen["lambda_"]).chi)
+    unit = 16.0  # field and noise in another unit: the same map in that unit, all by itself
+    other = head._replace(field=unit * head.field).invert(tv, noise=unit * noise, rho=100 / unit)
+    assert error(other.chi / unit, chi, head.mask) < 1e-3
 
 
 def test_tv_voxels_without_noise_value_are_not_trusted(clean: Phantom) -> None:
     spoilt = clean.field.clone()
     spoilt[18:22, 18:22, 18:22] += 1.0
-    noise = torch.ones_like(spoilt)
+    noise = torch.full_like(spoilt, 0.003)
     noise[18:22, 18:22, 18:20], noise[18:22, 18:22, 20:22] = 0.0, torch.inf
     chi = clean._replace(field=spoilt).invert(tv, noise=noise).chi
     assert error(chi, clean.chi, clean.mask) < 0.2
@@ -589,7 +604,7 @@ def test_the_workflow_runs_on_a_tilted_head(tmp_path: Path) -> None:
     step = outputs.step
     assert (step["stage"], step["method"]) == ("inversion", "tv")
     assert step["parameters"]["max_iterations"] == 3
-    assert step["parameters"]["lambda_"] == parameters_of("inversion", "tv")["lambda_"].default
+    assert step["parameters"]["lambda_"] == expected.chosen["lambda_"]
     assert step["convergence"]["iterations"] == 3
     assert "max_iterations" in step["warnings"][0]
 

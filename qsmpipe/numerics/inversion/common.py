@@ -1,8 +1,9 @@
 """What every method of the stage shares: its result, and the grid that it works on."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import NamedTuple
 
 import scipy.fft
@@ -21,6 +22,8 @@ class Susceptibility(NamedTuple):
     """Susceptibility (ppm), (X, Y, Z), up to a constant; 0 outside the mask."""
     convergence: Convergence | None
     """How the iteration ended; None for a direct method."""
+    chosen: Mapping[str, float] = MappingProxyType({})
+    """Parameters that the method chose itself, by name."""
 
 
 def positive(**values: float) -> None:

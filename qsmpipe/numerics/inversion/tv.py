@@ -1,6 +1,7 @@
 """Dipole inversion with total variation, the data weighted by mask and noise."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -15,10 +16,12 @@ PADDING = 0.25
 """Zeros beyond the mask's box and :data:`REACH`, as a fraction of both. On a head-like phantom of
 64 mm with noise, more changed the map by 1 % of its norm."""
 
-DEFAULT_LAMBDA = 1e-4
-"""Weight of the total variation (ppm mm). On head-like phantoms of 1 mm the best weight was about
-0.07 mm times the noise of the field: this one suits 0.0015 ppm. On whole simulated heads (noise
-0.0005 and 0.0007 ppm, PDF before) 5e-5 and 1e-4 were alike, 2e-4 was worse."""
+LAMBDA_PER_NOISE = 0.07
+"""Weight of the total variation over the noise of the field (mm). Best on head-like phantoms of
+1 mm with noise of 0.001 to 0.005 ppm; on two whole simulated heads, with noise of 0.0005 and
+0.0007 ppm and PDF before, 5e-5 was the best of five weights from 5e-5 to 8e-4 ppm mm."""
+ASSUMED_NOISE = 0.003
+"""Noise where no noise map is given (ppm)."""
 DEFAULT_RHO = 100.0
 """Penalty of the gradient's split over lambda (mm/ppm)."""
 DEFAULT_MU = 0.1
@@ -39,16 +42,14 @@ SUPPORT = 0.01
 """Penalty of the split that holds the map at 0 beyond that distance."""
 
 
-def data_weight(mask: Tensor, noise: Tensor | None, like: Tensor) -> Tensor:
-    """Weight W of each voxel's field: median noise over noise inside ``mask``, 0 outside.
+def noise_level(mask: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """Voxels of ``mask`` whose noise is known, and the median of it.
 
     Raises
     ------
     ValueError
         If ``noise`` is on another grid, or nowhere positive and finite inside ``mask``.
     """
-    if noise is None:
-        return mask.to(like)
     if noise.shape != mask.shape:
         msg = (
             f"noise {tuple(noise.shape)} and mask {tuple(mask.shape)} are on different grids: "
@@ -62,7 +63,14 @@ def data_weight(mask: Tensor, noise: Tensor | None, like: Tensor) -> Tensor:
             f"({int(mask.sum())} voxels): give a standard deviation, or leave it out"
         )
         raise ValueError(msg)
-    level = noise[usable].median()
+    return usable, noise[usable].median()
+
+
+def data_weight(mask: Tensor, noise: Tensor | None, like: Tensor) -> Tensor:
+    """Weight W of each voxel's field: median noise over noise inside ``mask``, 0 outside."""
+    if noise is None:
+        return mask.to(like)
+    usable, level = noise_level(mask, noise)
     return torch.where(usable, level / noise, 0.0).to(like)
 
 
@@ -73,7 +81,7 @@ def tv(
     *,
     b0_direction: Sequence[float] = AXIAL,
     noise: Tensor | None = None,
-    lambda_: float = DEFAULT_LAMBDA,
+    lambda_: float | Literal["auto"] = "auto",
     rho: float = DEFAULT_RHO,
     mu: float = DEFAULT_MU,
     tolerance: float = DEFAULT_TOLERANCE,
@@ -99,12 +107,12 @@ def tv(
     b0_direction : sequence of 3 floats
         Unit vector along B0 in voxel axes.
     noise : (X, Y, Z) real tensor, optional
-        Standard deviation of ``field``, in any unit: W is its median inside ``mask`` over itself.
+        Standard deviation of ``field``, in ppm: W is its median inside ``mask`` over itself.
         Voxels where it is 0 or not finite count as unknown. W = 1 without it.
-    lambda_ : float
-        :math:`\lambda` (ppm mm): the total variation carries the weight, the data have 1. It
-        should grow with the noise: about 0.07 mm times the field's standard deviation. A field in
-        another unit needs it scaled alike.
+    lambda_ : float or "auto"
+        :math:`\lambda` (ppm mm): the total variation carries the weight, the data have 1. "auto"
+        is :data:`LAMBDA_PER_NOISE` times the median of ``noise``, which must be in ppm for it, or
+        :data:`ASSUMED_NOISE` without a noise map. A field in another unit needs it scaled alike.
     rho : float
         Penalty of the gradient's split, over ``lambda_`` (mm/ppm): gradients below 1 / rho are
         shrunk to 0 in a step. It decides on the speed, not on the solution.
@@ -124,6 +132,11 @@ def tv(
     ----------
     .. [1] Bilgic et al. Magn Reson Med 72 (2014) 1444, doi:10.1002/mrm.25029
     """
+    chosen = {}
+    if lambda_ == "auto":
+        level = ASSUMED_NOISE if noise is None else noise_level(mask, noise)[1].item()
+        lambda_ = LAMBDA_PER_NOISE * level
+        chosen["lambda_"] = lambda_
     positive(lambda_=lambda_, rho=rho, mu=mu)
     window = Window.around(field, mask, zooms, padding=PADDING, reach=REACH)
     weight = data_weight(mask, noise, field)
@@ -168,5 +181,5 @@ def tv(
         iterations += 1
         change = sums.relative_change
     return Susceptibility(
-        window.back(image), Convergence(change <= tolerance, iterations, change, tolerance)
+        window.back(image), Convergence(change <= tolerance, iterations, change, tolerance), chosen
     )
