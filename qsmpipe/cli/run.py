@@ -46,7 +46,7 @@ def run(request: Request) -> Exit:
 
     started = time.strftime("%Y%m%d-%H%M%S")
     identity = f"{started}_{uuid.uuid4()}"
-    _prepare_output(output, settings)
+    _prepare_output(output, settings, identity)
     records = {e.acquisition.name: _record(e) for e in examinations}
     run_record: Record = {
         "command": request.command,
@@ -144,8 +144,10 @@ def _check_folders(settings: Settings) -> None:
             raise RunError(Exit.NO_INPUT, f"--derivatives {name}={path}: no such folder")
 
 
-def _prepare_output(output: Path, settings: Settings) -> None:
+def _prepare_output(output: Path, settings: Settings, identity: str) -> None:
     try:
+        (output / "logs" / identity).mkdir(parents=True)
+        (output / "logs" / identity / "config.toml").write_text(settings.as_toml())
         (output / "logs" / "acquisitions").mkdir(parents=True, exist_ok=True)
         bids.write_description(output, Path(settings.bids_dir))
         (output / "logs" / "config.toml").write_text(settings.as_toml())
