@@ -249,6 +249,7 @@ def test_refused_data_end_in_65_and_a_page(
     code, out = app(dataset, folder=tmp_path)
     assert code == 65
     assert "refused" in capsys.readouterr().err
+    assert "refused" in next(out.glob("logs/*/qsmpipe.log")).read_text()
     assert "refused" in next(out.glob("sub-*.html")).read_text().lower()
     assert not list(out.glob("sub-*/anat/*"))
 

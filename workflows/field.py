@@ -10,7 +10,7 @@ from qsmpipe.workflows.stage import stage_wf
 
 def init_field_wf(
     *,
-    method: str = "nonlinear",
+    method: str = "weighted",
     parameters: Mapping[str, Any] | None = None,
     omp_nthreads: int = 1,
     use_gpu: bool = False,

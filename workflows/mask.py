@@ -62,7 +62,7 @@ def parse_expression(expression: str) -> Expression:
 
 def init_mask_wf(
     *,
-    method: str = "threshold",
+    method: str = "bet & quality",
     parameters: Mapping[str, Mapping[str, Any]] | None = None,
     erosion: float = 0.0,
     omp_nthreads: int = 1,

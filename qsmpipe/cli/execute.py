@@ -17,6 +17,7 @@ from nipype.utils.filemanip import loadpkl
 
 from qsmpipe.checks import Examination
 from qsmpipe.cli.errors import Exit, RunError
+from qsmpipe.cli.logs import log_to
 from qsmpipe.cli.plugin import ProcessPerNode
 from qsmpipe.cli.progress import RunProgress, is_plumbing
 from qsmpipe.settings import Settings
@@ -35,8 +36,10 @@ def execute(
     verbose: int = 0,
 ) -> None:
     """Build the graph and run it; complete each acquisition's record."""
-    log_file.parent.mkdir(parents=True, exist_ok=True)
-    log_to(log_file, verbose)
+    log_to(log_file, ["nipype", "py.warnings"], verbose=verbose)
+    for name in ("nipype.workflow", "nipype.interface", "nipype.utils"):
+        logging.getLogger(name).handlers = []
+        logging.getLogger(name).setLevel(logging.NOTSET)
     nipype.config.update_config(
         {
             "execution": {
@@ -68,20 +71,6 @@ def execute(
         acquisition = examination.acquisition
         own = nodes[f"{acquisition.node_name}_wf"]
         _complete(records[acquisition.name], own, crashes, ended=progress.ended)
-
-
-def log_to(log_file: Path, verbose: int) -> None:
-    """Send Nipype's own words to ``log_file`` and nothing of them to the terminal."""
-    handler = logging.FileHandler(log_file)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s: %(message)s"))
-    for name in ("nipype", "nipype.workflow", "nipype.interface", "nipype.utils"):
-        logger = logging.getLogger(name)
-        logger.handlers = [handler] if name == "nipype" else []
-        logger.propagate = name != "nipype"
-        logger.setLevel(logging.DEBUG if verbose else logging.INFO)
-    logging.captureWarnings(True)
-    logging.getLogger("py.warnings").handlers = [handler]
-    logging.getLogger("py.warnings").propagate = False
 
 
 def _use_gpu(device: str) -> bool:

@@ -1,6 +1,7 @@
 """One run: find, examine, say or do, report."""
 
 import json
+import logging
 import sys
 import time
 import uuid
@@ -13,6 +14,7 @@ from qsmpipe import bids, checks
 from qsmpipe.bids import Acquisition
 from qsmpipe.checks import Examination, Finding
 from qsmpipe.cli.errors import Exit, RunError
+from qsmpipe.cli.logs import log_to
 from qsmpipe.cli.parser import Request
 from qsmpipe.settings import Settings, versions
 
@@ -47,6 +49,8 @@ def run(request: Request) -> Exit:
     started = time.strftime("%Y%m%d-%H%M%S")
     identity = f"{started}_{uuid.uuid4()}"
     _prepare_output(output, settings, identity)
+    log_file = output / "logs" / identity / "qsmpipe.log"
+    log_to(log_file, ["qsmpipe"])
     records = {e.acquisition.name: _record(e) for e in examinations}
     run_record: Record = {
         "command": request.command,
@@ -76,7 +80,6 @@ def run(request: Request) -> Exit:
     if ready:
         from qsmpipe.cli.execute import execute
 
-        log_file = output / "logs" / identity / "qsmpipe.log"
         execute(ready, settings, given, records, log_file=log_file, verbose=request.verbose)
     run_record["finished"] = time.strftime("%Y%m%d-%H%M%S")
     _write_records(output, records, run_record)
@@ -88,7 +91,7 @@ def run(request: Request) -> Exit:
             _line(f"{record['name']}: failed in {failed['node']}: {failed['message']}{crash}")
     done = sum(record["status"] == "done" for record in records.values())
     _line(f"{done} of {len(records)} acquisitions done; reports: {output / 'index.html'}")
-    if ready and done < len(records):
+    if done < len(records):
         _line(f"log: {log_file}")
     if not ready:
         return Exit.BAD_DATA
@@ -96,6 +99,7 @@ def run(request: Request) -> Exit:
 
 
 def _line(text: str) -> None:
+    logging.getLogger("qsmpipe").info(text)
     print(text, file=sys.stderr, flush=True)
 
 
