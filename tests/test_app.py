@@ -70,13 +70,54 @@ def test_every_example_yields_its_files(
 ) -> None:
     out = first if example == "gre3t" else app(example)[1]
     assert listing(out) == (EXAMPLES / f"{example}.txt").read_text().split()
+    validated(out)
+
+
+def validated(out: Path) -> None:
+    """Insist on no error of bids-validator, where it is installed."""
     validator = shutil.which("bids-validator-deno", path=Path(sys.executable).parent)
     if not validator:
         pytest.skip("bids-validator-deno is not installed (extra 'test')")
     found = subprocess.run([validator, out, "--format", "json"], capture_output=True, check=False)
     issues = json.loads(found.stdout)["issues"]["issues"]
-    errors = [issue for issue in issues if issue["severity"] == "error"]
-    assert not errors
+    assert [issue for issue in issues if issue["severity"] == "error"] == []
+
+
+def test_a_region_of_ones_own_and_all_that_lies_between(
+    app: Callable[..., tuple[int, Path]], tmp_path: Path
+) -> None:
+    truth = EXAMPLES / "gre3t" / "derivatives" / "truth" / "sub-01" / "anat"
+    tissue = nb.load(truth / "sub-01_dseg.nii.gz")
+    names = dict(
+        reversed(row.split("\t"))
+        for row in (truth / "sub-01_dseg.tsv").read_text().splitlines()[1:]
+    )
+    masks = tmp_path / "masks" / "sub-01" / "anat"
+    masks.mkdir(parents=True)
+    shutil.copy(truth / "sub-01_desc-brain_mask.nii.gz", masks)
+    region = np.asarray(tissue.dataobj) == int(names["ventricle"])
+    ventricle = nb.Nifti1Image(region.astype(np.uint8), tissue.affine)
+    ventricle.to_filename(masks / "sub-01_label-ventricle_mask.nii.gz")
+    code, out = app(
+        "gre3t", "--mask", "given & quality", "--reference", "region:ventricle",
+        "-d", f"mine={tmp_path / 'masks'}", "--intermediates", folder=tmp_path,
+    )  # fmt: skip
+    assert code == 0
+    anat, fmap = out / "sub-01" / "anat", out / "sub-01" / "fmap"
+    trusted = nb.load(anat / "sub-01_desc-qsm_mask.nii.gz").get_fdata() > 0
+    chi = nb.load(anat / "sub-01_Chimap.nii.gz").get_fdata()
+    before = nb.load(anat / "sub-01_desc-unreferenced_Chimap.nii.gz").get_fdata()
+    sidecar = json.loads((anat / "sub-01_Chimap.json").read_text())
+    assert abs(chi[trusted & region].mean()) < 1e-6
+    np.testing.assert_allclose(
+        (before - chi)[trusted], sidecar["ReferenceValue"], rtol=0, atol=1e-6
+    )
+    assert sidecar["ReferenceRegion"] == "ventricle"
+    for name in ("desc-quality_T2starw", "part-phase_desc-offset_T2starw",
+                 "part-phase_desc-unwrapped_T2starw"):  # fmt: skip
+        assert (anat / f"sub-01_{name}.nii.gz").exists()
+    assert (fmap / "sub-01_desc-noise_fieldmap.nii.gz").exists()
+    validated(out)
 
 
 def test_the_maps_are_near_the_truth_and_say_how_they_came(first: Path) -> None:

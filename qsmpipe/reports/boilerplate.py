@@ -434,7 +434,10 @@ def _region_row(record: Record, run: Record) -> list[dict[str, str]]:
     if not str((run.get("settings") or {}).get("reference", "")).startswith("region"):
         return []
     mean = _value(record, CHI_MEAN)
-    words = f"mean {-mean:+.4g} ppm (SD not stated)" if mean is not None else ""
+    steps = [step for step in record.get("steps") or [] if step.get("stage") == "reference"]
+    spread = (steps[-1].get("parameters") or {}).get("deviation") if steps else None
+    shown = f"SD {spread:.4g} ppm" if isinstance(spread, float) else "SD not stated"
+    words = f"mean {-mean:+.4g} ppm, {shown}" if mean is not None else ""
     return [_row("Pipeline", "Reference region relative to the whole brain", "mandatory", words)]
 
 
