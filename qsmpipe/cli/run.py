@@ -59,24 +59,11 @@ def run(request: Request) -> Exit:
         "settings": json.loads(json.dumps(_plain(settings))),
         "started": started,
     }
-    ready = [e for e in examinations if not e.errors]
     if request.boilerplate_only:
-        for record in records.values():
-            record["steps"] = [
-                step | {"warnings": []} for step in _plain_steps(settings.resolved())
-            ]
-        from qsmpipe.reports.boilerplate import write_boilerplate
+        return _write_methods_text(output, records, run_record, settings)
 
-        write_boilerplate(output, list(records.values()), run_record)
-        print(f"methods text in {output / 'logs' / 'CITATION.md'}")
-        return Exit.OK
-
-    for examination in examinations:
-        for finding in examination.errors:
-            _line(f"{examination.acquisition.name}: refused: {finding.message}")
-    for examination in ready:
-        for finding in examination.warnings:
-            _line(f"{examination.acquisition.name}: warning: {finding.message}")
+    _announce(examinations)
+    ready = [e for e in examinations if not e.errors]
     if ready:
         from qsmpipe.cli.execute import execute
 
@@ -84,18 +71,32 @@ def run(request: Request) -> Exit:
     run_record["finished"] = time.strftime("%Y%m%d-%H%M%S")
     _write_records(output, records, run_record)
     _write_reports(output, subjects={e.acquisition.subject for e in examinations})
+    return _conclude(records, output, log_file)
 
+
+def _announce(examinations: list[Examination]) -> None:
+    """Say what is refused and what is unusual."""
+    for examination in examinations:
+        name = examination.acquisition.name
+        for finding in examination.errors:
+            _line(f"{name}: refused: {finding.message}")
+        for finding in examination.warnings:
+            _line(f"{name}: warning: {finding.message}")
+
+
+def _conclude(records: Mapping[str, Record], output: Path, log_file: Path) -> Exit:
+    """Say what failed and where to look, and find the exit code."""
     for record in records.values():
         for failed in record["errors"]:
             crash = f" (crash file {failed['crash_file']})" if failed["crash_file"] else ""
             _line(f"{record['name']}: failed in {failed['node']}: {failed['message']}{crash}")
-    done = sum(record["status"] == "done" for record in records.values())
-    _line(f"{done} of {len(records)} acquisitions done; reports: {output / 'index.html'}")
-    if done < len(records):
-        _line(f"log: {log_file}")
-    if not ready:
-        return Exit.BAD_DATA
-    return Exit.OK if done == len(records) else Exit.FAILURE
+    states = [record["status"] for record in records.values()]
+    done = states.count("done")
+    _line(f"{done} of {len(states)} acquisitions done; reports: {output / 'index.html'}")
+    if done == len(states):
+        return Exit.OK
+    _line(f"log: {log_file}")
+    return Exit.BAD_DATA if states.count("refused") == len(states) else Exit.FAILURE
 
 
 def _line(text: str) -> None:
@@ -107,10 +108,6 @@ def _plain(settings: Settings) -> dict[str, Any]:
     import tomllib
 
     return tomllib.loads(settings.as_toml())
-
-
-def _plain_steps(steps: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return json.loads(json.dumps(steps, default=list))
 
 
 def _absolute(settings: Settings) -> Settings:
@@ -307,6 +304,20 @@ def _write_records(output: Path, records: Mapping[str, Record], run_record: Reco
         path = output / "logs" / "acquisitions" / f"{name}.json"
         path.write_text(json.dumps(record, indent=2) + "\n")
     (output / "logs" / "run.json").write_text(json.dumps(run_record, indent=2) + "\n")
+
+
+def _write_methods_text(
+    output: Path, records: Mapping[str, Record], run_record: Record, settings: Settings
+) -> Exit:
+    """Write the methods text of what would be run."""
+    from qsmpipe.reports.boilerplate import write_boilerplate
+
+    steps = json.loads(json.dumps(settings.resolved(), default=list))
+    for record in records.values():
+        record["steps"] = [step | {"warnings": []} for step in steps]
+    write_boilerplate(output, list(records.values()), run_record)
+    print(f"methods text in {output / 'logs' / 'CITATION.md'}")
+    return Exit.OK
 
 
 def _write_reports(output: Path, subjects: set[str] | None = None) -> Exit:
