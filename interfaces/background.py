@@ -7,7 +7,7 @@ import torch
 from nipype.interfaces.base import File, isdefined, traits
 
 from qsmpipe import images
-from qsmpipe.interfaces.base import Stage, StageInputSpec, StageOutputSpec
+from qsmpipe.interfaces.base import Stage, StageInputSpec, StageOutputSpec, not_negative, positive
 from qsmpipe.numerics.background.pdf import PDF_MARGIN, PDF_MAX_ITERATIONS, PDF_TOLERANCE, pdf
 from qsmpipe.numerics.background.sharp import (
     RESHARP_LAMBDA,
@@ -84,23 +84,9 @@ class VSharp(_Background):
 
 
 class _ResharpInputSpec(_BackgroundInputSpec):
-    radius = traits.Range(
-        low=0.0,
-        exclude_low=True,
-        value=RESHARP_RADIUS,
-        usedefault=True,
-        desc="ball radius (mm), which the mask loses at its edge",
-    )
-    lambda_ = traits.Range(
-        low=0.0, value=RESHARP_LAMBDA, usedefault=True, desc="weight of the local field's norm"
-    )
-    tolerance = traits.Range(
-        low=0.0,
-        exclude_low=True,
-        value=RESHARP_TOLERANCE,
-        usedefault=True,
-        desc="relative residual that stops",
-    )
+    radius = positive(RESHARP_RADIUS, "ball radius (mm), which the mask loses at its edge")
+    lambda_ = not_negative(RESHARP_LAMBDA, "weight of the local field's norm")
+    tolerance = positive(RESHARP_TOLERANCE, "relative residual that stops")
     max_iterations = traits.Range(
         low=1, value=RESHARP_MAX_ITERATIONS, usedefault=True, desc="most steps taken"
     )
@@ -115,19 +101,10 @@ class Resharp(_Background):
 
 
 class _PDFInputSpec(_BackgroundInputSpec):
-    margin = traits.Range(
-        low=0.0,
-        value=PDF_MARGIN,
-        usedefault=True,
-        desc="zeros between the mask and its periodic image, where sources may lie (mm)",
+    margin = not_negative(
+        PDF_MARGIN, "zeros between the mask and its periodic image, where sources may lie (mm)"
     )
-    tolerance = traits.Range(
-        low=0.0,
-        exclude_low=True,
-        value=PDF_TOLERANCE,
-        usedefault=True,
-        desc="relative norm of the gradient that stops",
-    )
+    tolerance = positive(PDF_TOLERANCE, "relative norm of the gradient that stops")
     max_iterations = traits.Range(
         low=1, value=PDF_MAX_ITERATIONS, usedefault=True, desc="most steps taken"
     )

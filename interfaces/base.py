@@ -25,6 +25,16 @@ from qsmpipe.numerics.solvers import Convergence
 logger = logging.getLogger("nipype.interface")
 
 
+def positive(value: float, desc: str) -> traits.Range:
+    """Make an input that must be above 0."""
+    return traits.Range(low=0.0, exclude_low=True, value=value, usedefault=True, desc=desc)
+
+
+def not_negative(value: float, desc: str) -> traits.Range:
+    """Make an input that must be 0 or above."""
+    return traits.Range(low=0.0, value=value, usedefault=True, desc=desc)
+
+
 class StageInputSpec(BaseInterfaceInputSpec):
     """Inputs of every stage."""
 

@@ -7,7 +7,7 @@ import torch
 from nipype.interfaces.base import File, isdefined, traits
 
 from qsmpipe import images
-from qsmpipe.interfaces.base import Stage, StageInputSpec, StageOutputSpec
+from qsmpipe.interfaces.base import Stage, StageInputSpec, StageOutputSpec, not_negative, positive
 from qsmpipe.methods import parameters_of
 from qsmpipe.numerics.inversion import l2, rts, tkd, tv
 
@@ -85,13 +85,7 @@ class TKD(_Inversion):
 
 
 class _L2InputSpec(_InversionInputSpec):
-    lambda_ = traits.Range(
-        low=0.0,
-        exclude_low=True,
-        value=_L2["lambda_"],
-        usedefault=True,
-        desc="weight of the squared gradient (mm2)",
-    )
+    lambda_ = positive(_L2["lambda_"], "weight of the squared gradient (mm2)")
 
 
 class L2(_Inversion):
@@ -110,26 +104,11 @@ class _RTSInputSpec(_InversionInputSpec):
         usedefault=True,
         desc="least dipole kernel whose frequencies the first step determines",
     )
-    mu = traits.Range(
-        low=0.0,
-        exclude_low=True,
-        value=_RTS["mu"],
-        usedefault=True,
-        desc="weight of those frequencies against the total variation (1/(ppm mm))",
+    mu = positive(
+        _RTS["mu"], "weight of those frequencies against the total variation (1/(ppm mm))"
     )
-    rho = traits.Range(
-        low=0.0,
-        exclude_low=True,
-        value=_RTS["rho"],
-        usedefault=True,
-        desc="penalty of the split at the start (mm/ppm)",
-    )
-    tolerance = traits.Range(
-        low=0.0,
-        value=_RTS["tolerance"],
-        usedefault=True,
-        desc="relative change of the map that stops",
-    )
+    rho = positive(_RTS["rho"], "penalty of the split at the start (mm/ppm)")
+    tolerance = not_negative(_RTS["tolerance"], "relative change of the map that stops")
     max_iterations = traits.Range(
         low=1, value=_RTS["max_iterations"], usedefault=True, desc="iterations at most"
     )
@@ -151,26 +130,9 @@ class _TVInputSpec(_InversionInputSpec):
         usedefault=True,
         desc='weight of the total variation (ppm mm), or "auto" to follow the noise',
     )
-    rho = traits.Range(
-        low=0.0,
-        exclude_low=True,
-        value=_TV["rho"],
-        usedefault=True,
-        desc="penalty of the gradient's split over lambda (mm/ppm): speed only",
-    )
-    mu = traits.Range(
-        low=0.0,
-        exclude_low=True,
-        value=_TV["mu"],
-        usedefault=True,
-        desc="penalty of the field's split: speed only",
-    )
-    tolerance = traits.Range(
-        low=0.0,
-        value=_TV["tolerance"],
-        usedefault=True,
-        desc="relative change of the map that stops",
-    )
+    rho = positive(_TV["rho"], "penalty of the gradient's split over lambda (mm/ppm): speed only")
+    mu = positive(_TV["mu"], "penalty of the field's split: speed only")
+    tolerance = not_negative(_TV["tolerance"], "relative change of the map that stops")
     max_iterations = traits.Range(
         low=1, value=_TV["max_iterations"], usedefault=True, desc="iterations at most"
     )

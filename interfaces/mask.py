@@ -8,7 +8,7 @@ import torch
 from nipype.interfaces.base import File, InputMultiObject, isdefined, traits
 
 from qsmpipe import images
-from qsmpipe.interfaces.base import Stage, StageInputSpec, StageOutputSpec
+from qsmpipe.interfaces.base import Stage, StageInputSpec, StageOutputSpec, not_negative, positive
 from qsmpipe.methods import parameters_of
 from qsmpipe.numerics.masks.bet import bet
 from qsmpipe.numerics.masks.morphology import (
@@ -58,37 +58,20 @@ class _MagnitudeMask(_Mask):
 
 
 class _ThresholdInputSpec(_MagnitudeInputSpec):
-    factor = traits.Range(
-        low=0.0,
-        exclude_low=True,
-        value=_default("threshold", "factor"),
-        usedefault=True,
-        desc="multiplies the threshold: above 1 for a tighter mask",
+    factor = positive(
+        _default("threshold", "factor"), "multiplies the threshold: above 1 for a tighter mask"
     )
-    bias_sigma = traits.Range(
-        low=0.0,
-        value=_default("threshold", "bias_sigma"),
-        usedefault=True,
-        desc="smoothness of the bias field (mm); 0 for no correction",
+    bias_sigma = not_negative(
+        _default("threshold", "bias_sigma"),
+        "smoothness of the bias field (mm); 0 for no correction",
     )
-    smoothing = traits.Range(
-        low=0.0,
-        value=_default("threshold", "smoothing"),
-        usedefault=True,
-        desc="Gaussian width of the majority votes (mm)",
+    smoothing = not_negative(
+        _default("threshold", "smoothing"), "Gaussian width of the majority votes (mm)"
     )
-    opening = traits.Range(
-        low=0.0,
-        value=_default("threshold", "opening"),
-        usedefault=True,
-        desc="half the width of the bridges that are cut (mm)",
+    opening = not_negative(
+        _default("threshold", "opening"), "half the width of the bridges that are cut (mm)"
     )
-    max_hole = traits.Range(
-        low=0.0,
-        value=_default("threshold", "max_hole"),
-        usedefault=True,
-        desc="largest hole that is filled (mL)",
-    )
+    max_hole = not_negative(_default("threshold", "max_hole"), "largest hole that is filled (mL)")
 
 
 class Threshold(_MagnitudeMask):
@@ -109,18 +92,11 @@ class _BETInputSpec(_MagnitudeInputSpec):
         usedefault=True,
         desc="where between dark and bright the brain ends; smaller gives a larger brain",
     )
-    smoothness = traits.Range(
-        low=0.0,
-        exclude_low=True,
-        value=_default("bet", "smoothness"),
-        usedefault=True,
-        desc="multiplies the force that smooths the surface",
+    smoothness = positive(
+        _default("bet", "smoothness"), "multiplies the force that smooths the surface"
     )
-    bias_sigma = traits.Range(
-        low=0.0,
-        value=_default("bet", "bias_sigma"),
-        usedefault=True,
-        desc="smoothness of the bias field (mm); 0 for no correction",
+    bias_sigma = not_negative(
+        _default("bet", "bias_sigma"), "smoothness of the bias field (mm); 0 for no correction"
     )
     iterations = traits.Range(
         low=1, value=_default("bet", "iterations"), usedefault=True, desc="steps at most"
@@ -145,24 +121,13 @@ class _QualityInputSpec(StageInputSpec):
         usedefault=True,
         desc='least quality, or "otsu" for the one that splits the histogram best',
     )
-    smoothing = traits.Range(
-        low=0.0,
-        value=_default("quality", "smoothing"),
-        usedefault=True,
-        desc="Gaussian width of the majority vote (mm)",
+    smoothing = not_negative(
+        _default("quality", "smoothing"), "Gaussian width of the majority vote (mm)"
     )
-    opening = traits.Range(
-        low=0.0,
-        value=_default("quality", "opening"),
-        usedefault=True,
-        desc="half the width of the bridges that are cut (mm)",
+    opening = not_negative(
+        _default("quality", "opening"), "half the width of the bridges that are cut (mm)"
     )
-    max_hole = traits.Range(
-        low=0.0,
-        value=_default("quality", "max_hole"),
-        usedefault=True,
-        desc="largest hole that is filled (mL)",
-    )
+    max_hole = not_negative(_default("quality", "max_hole"), "largest hole that is filled (mL)")
 
 
 class Quality(_Mask):
@@ -261,9 +226,7 @@ class Combine(_Mask):
 class _RefineInputSpec(StageInputSpec):
     mask = File(exists=True, mandatory=True, desc="what to refine")
     max_hole = traits.Float(desc="largest hole that is filled (mL); every hole by default")
-    erosion = traits.Range(
-        low=0.0, value=0.0, usedefault=True, desc="radius of the ball that erodes (mm)"
-    )
+    erosion = not_negative(0.0, "radius of the ball that erodes (mm)")
 
 
 class Refine(_Mask):

@@ -18,6 +18,10 @@ VOLUMES = {"unwrap": 8, "inversion": 30, "background": 20}
 """Memory of a stage's nodes in float32 volumes per volume of data (all others: 6)."""
 
 
+WRITTEN = tuple(key for key in OUTPUTS if key not in ("magnitude", "phase"))
+"""Outputs of the chain that become derivatives."""
+
+
 def init_run_wf(
     examinations: Sequence[Examination],
     settings: Settings,
@@ -131,15 +135,12 @@ def init_acquisition_wf(
         (maps, reportlets, [(key, key) for key in (
             "magnitude", "phase", "quality", "field", "noise", "local_field", "qsm_mask", "chi",
             "r2star", "reference_value")] + [("mask", "brain_mask")]),
-        (maps, derivatives, [(key, key) for key in OUTPUTS if key in WRITTEN]),
+        (maps, derivatives, [(key, key) for key in WRITTEN]),
         (reportlets, derivatives, [("figures", "figures"), ("captions", "captions"),
                                    ("numbers", "numbers")]),
     ])  # fmt: skip
     _estimate_memory(workflow, math.prod(examination.shape), len(examination.echo_times))
     return workflow
-
-
-WRITTEN = frozenset(OUTPUTS) - {"magnitude", "phase"}
 
 
 def _estimate_memory(workflow: Workflow, voxels: int, echoes: int) -> None:
