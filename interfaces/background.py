@@ -1,13 +1,20 @@
 """Nipype interfaces to :mod:`qsmpipe.numerics.background`."""
 
 from pathlib import Path
-from typing import Any
 
 import torch
-from nipype.interfaces.base import File, isdefined, traits
+from nipype.interfaces.base import File, traits
 
 from qsmpipe import images
-from qsmpipe.interfaces.base import Stage, StageInputSpec, StageOutputSpec, not_negative, positive
+from qsmpipe.interfaces.base import (
+    Stage,
+    StageInputSpec,
+    StageOutputSpec,
+    at_most,
+    not_negative,
+    positive,
+    stops_below,
+)
 from qsmpipe.numerics.background.pdf import PDF_MARGIN, PDF_MAX_ITERATIONS, PDF_TOLERANCE, pdf
 from qsmpipe.numerics.background.sharp import (
     RESHARP_LAMBDA,
@@ -43,19 +50,12 @@ class _Background(Stage):
     stage = "background"
 
     def _compute(self, cwd: Path, device: torch.device) -> None:
-        inputs, like = self.inputs, self.inputs.field
-        supplied: dict[str, Any] = {}
-        if isdefined(inputs.noise):
-            supplied["noise"] = images.load(inputs.noise, like=like, device=device)
-        if isdefined(inputs.b0_direction):
-            supplied["b0_direction"] = inputs.b0_direction
-        elif self.method == "pdf":
-            supplied["b0_direction"] = images.b0_direction(images.affine_of(like))
+        like = self.inputs.field
         local = self._call(
             images.load(like, device=device),
-            images.load(inputs.mask, like=like, dtype=torch.bool, device=device),
+            images.load(self.inputs.mask, like=like, dtype=torch.bool, device=device),
             images.zooms_of(like),
-            **supplied,
+            **self._supplied(like=like, device=device),
         )
         self._record(local.convergence)
         self._results["field"] = images.save(local.field, cwd / "local.nii.gz", like=like)
@@ -86,10 +86,8 @@ class VSharp(_Background):
 class _ResharpInputSpec(_BackgroundInputSpec):
     radius = positive(RESHARP_RADIUS, "ball radius (mm), which the mask loses at its edge")
     lambda_ = not_negative(RESHARP_LAMBDA, "weight of the local field's norm")
-    tolerance = positive(RESHARP_TOLERANCE, "relative residual that stops")
-    max_iterations = traits.Range(
-        low=1, value=RESHARP_MAX_ITERATIONS, usedefault=True, desc="most steps taken"
-    )
+    tolerance = stops_below(RESHARP_TOLERANCE, "relative residual that stops")
+    max_iterations = at_most(RESHARP_MAX_ITERATIONS)
 
 
 class Resharp(_Background):
@@ -104,10 +102,8 @@ class _PDFInputSpec(_BackgroundInputSpec):
     margin = not_negative(
         PDF_MARGIN, "zeros between the mask and its periodic image, where sources may lie (mm)"
     )
-    tolerance = positive(PDF_TOLERANCE, "relative norm of the gradient that stops")
-    max_iterations = traits.Range(
-        low=1, value=PDF_MAX_ITERATIONS, usedefault=True, desc="most steps taken"
-    )
+    tolerance = stops_below(PDF_TOLERANCE, "relative norm of the gradient that stops")
+    max_iterations = at_most(PDF_MAX_ITERATIONS)
 
 
 class PDF(_Background):

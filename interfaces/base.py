@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import torch
 from nipype.interfaces.base import (
     BaseInterfaceInputSpec,
+    File,
     SimpleInterface,
     TraitedSpec,
     Undefined,
@@ -20,6 +21,8 @@ from nipype.interfaces.base import (
 )
 from nipype.interfaces.base.support import Bunch
 
+from qsmpipe import images
+from qsmpipe.methods import SUPPLIED
 from qsmpipe.numerics.solvers import Convergence
 
 logger = logging.getLogger("nipype.interface")
@@ -33,6 +36,16 @@ def positive(value: float, desc: str) -> traits.Range:
 def not_negative(value: float, desc: str) -> traits.Range:
     """Make an input that must be 0 or above."""
     return traits.Range(low=0.0, value=value, usedefault=True, desc=desc)
+
+
+def stops_below(value: float, desc: str = "relative change of the map that stops") -> traits.Range:
+    """Make the tolerance of an iteration."""
+    return not_negative(value, desc)
+
+
+def at_most(value: int, desc: str = "iterations at most") -> traits.Range:
+    """Make the number of steps that an iteration takes at most."""
+    return traits.Range(low=1, value=value, usedefault=True, desc=desc)
 
 
 class StageInputSpec(BaseInterfaceInputSpec):
@@ -72,6 +85,23 @@ class Stage(SimpleInterface):
 
     def _compute(self, cwd: Path, device: torch.device) -> None:
         raise NotImplementedError
+
+    def _supplied(self, *, like: str, device: torch.device) -> dict[str, Any]:
+        """Collect the inputs named in :data:`SUPPLIED` that are given and ``function`` takes.
+
+        Images are loaded, on the grid of ``like``; B0 lies along the third axis of the world
+        unless a direction is given.
+        """
+        supplied: dict[str, Any] = {}
+        for name in sorted(SUPPLIED & set(inspect.signature(self.function).parameters)):
+            value = getattr(self.inputs, name, Undefined)
+            if isinstance(self.inputs.trait(name).trait_type, File) and isdefined(value):
+                supplied[name] = images.load(value, like=like, device=device)
+            elif isdefined(value):
+                supplied[name] = value
+            elif name == "b0_direction":
+                supplied[name] = images.b0_direction(images.affine_of(like))
+        return supplied
 
     def _call(self, *data: Any, **choices: Any) -> Any:
         """Call ``function`` with its own parameters and those ``choices`` that it knows."""

@@ -4,10 +4,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from nipype.interfaces.base import File, isdefined, traits
+from nipype.interfaces.base import File, traits
 
 from qsmpipe import images
-from qsmpipe.interfaces.base import Stage, StageInputSpec, StageOutputSpec, not_negative, positive
+from qsmpipe.interfaces.base import (
+    Stage,
+    StageInputSpec,
+    StageOutputSpec,
+    at_most,
+    positive,
+    stops_below,
+)
 from qsmpipe.methods import parameters_of
 from qsmpipe.numerics.inversion import l2, rts, tkd, tv
 
@@ -27,6 +34,15 @@ class _InversionInputSpec(StageInputSpec):
         exists=True,
         desc="standard deviation of `field`, on its grid; for the methods that weight the data",
     )
+    magnitude = File(
+        exists=True,
+        desc="magnitude of all echoes combined, 3D; for the methods that use its edges",
+    )
+    r2star = File(exists=True, desc="R2* (1/s), 3D; for the methods that find the ventricles")
+    echo_times = traits.List(
+        traits.Float, desc="echo times (s); for the methods that work with phase"
+    )
+    field_strength = traits.Float(desc="B0 (T); for the methods that work with phase")
     b0_direction = traits.List(
         traits.Float,
         minlen=3,
@@ -44,21 +60,12 @@ class _Inversion(Stage):
     stage = "inversion"
 
     def _compute(self, cwd: Path, device: torch.device) -> None:
-        inputs, like = self.inputs, self.inputs.field
-        noise = None
-        if isdefined(inputs.noise):
-            noise = images.load(inputs.noise, like=like, device=device)
-        direction = (
-            inputs.b0_direction
-            if isdefined(inputs.b0_direction)
-            else images.b0_direction(images.affine_of(like))
-        )
+        like = self.inputs.field
         result = self._call(
             images.load(like, device=device),
-            images.load(inputs.mask, like=like, dtype=torch.bool, device=device),
+            images.load(self.inputs.mask, like=like, dtype=torch.bool, device=device),
             images.zooms_of(like),
-            b0_direction=direction,
-            noise=noise,
+            **self._supplied(like=like, device=device),
         )
         self._record(result.convergence)
         self._step["parameters"] |= result.chosen
@@ -108,10 +115,8 @@ class _RTSInputSpec(_InversionInputSpec):
         _RTS["mu"], "weight of those frequencies against the total variation (1/(ppm mm))"
     )
     rho = positive(_RTS["rho"], "penalty of the split at the start (mm/ppm)")
-    tolerance = not_negative(_RTS["tolerance"], "relative change of the map that stops")
-    max_iterations = traits.Range(
-        low=1, value=_RTS["max_iterations"], usedefault=True, desc="iterations at most"
-    )
+    tolerance = stops_below(_RTS["tolerance"])
+    max_iterations = at_most(_RTS["max_iterations"])
 
 
 class RTS(_Inversion):
@@ -132,10 +137,8 @@ class _TVInputSpec(_InversionInputSpec):
     )
     rho = positive(_TV["rho"], "penalty of the gradient's split over lambda (mm/ppm): speed only")
     mu = positive(_TV["mu"], "penalty of the field's split: speed only")
-    tolerance = not_negative(_TV["tolerance"], "relative change of the map that stops")
-    max_iterations = traits.Range(
-        low=1, value=_TV["max_iterations"], usedefault=True, desc="iterations at most"
-    )
+    tolerance = stops_below(_TV["tolerance"])
+    max_iterations = at_most(_TV["max_iterations"])
 
 
 class TV(_Inversion):

@@ -10,7 +10,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,9 @@ class Method:
     """What the methods section of a paper says; {parameters} by name."""
     cite: tuple[str, ...] = ()
     """Keys in ``data/references.bib``."""
+    starts_from: Literal["local field", "total field", "phase"] = "local field"
+    """What an inversion takes: one that takes the total field or the wrapped phase of the echoes
+    removes the background itself."""
 
 
 METHODS: dict[str, dict[str, Method]] = {
@@ -206,7 +209,7 @@ def interface_of(stage: str, name: str) -> type:
 
 
 SUPPLIED = frozenset({
-    "b0_direction", "echo_times", "field_strength", "magnitude", "noise", "start",
+    "b0_direction", "echo_times", "field_strength", "magnitude", "noise", "r2star", "start",
 })  # fmt: skip
 """Keyword arguments that come from the data and not from the user."""
 

@@ -7,6 +7,11 @@ from nipype.pipeline.engine import Workflow
 
 from qsmpipe.workflows.stage import stage_wf
 
+INPUTS = (
+    "field", "mask", "noise", "b0_direction", "magnitude", "r2star", "echo_times",
+    "field_strength",
+)  # fmt: skip
+
 
 def init_inversion_wf(
     *,
@@ -42,6 +47,10 @@ def init_inversion_wf(
         that do so.
     b0_direction
         Unit vector along B0 in voxel axes (optional): from the affine of ``field`` by default.
+    magnitude, r2star
+        Magnitude of all echoes combined, and R2* (1/s), for the methods that take them (optional).
+    echo_times, field_strength
+        s and T, for the methods that work with phase (optional).
 
     Outputs
     -------
@@ -53,7 +62,7 @@ def init_inversion_wf(
     return stage_wf(
         "inversion",
         method,
-        inputs=("field", "mask", "noise", "b0_direction"),
+        inputs=INPUTS,
         outputs=("chi", "step"),
         parameters=parameters,
         omp_nthreads=omp_nthreads,

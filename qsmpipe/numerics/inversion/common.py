@@ -1,7 +1,7 @@
 """What every method of the stage shares: its result, and the grid that it works on."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import NamedTuple
@@ -13,6 +13,10 @@ from torch import Tensor
 from qsmpipe.numerics.fourier import Shape, Zooms, convolve
 from qsmpipe.numerics.grids import bounding_box, crop, in_place
 from qsmpipe.numerics.solvers import Convergence
+from qsmpipe.numerics.units import radians_per_ppm
+
+ASSUMED_FIELD_STRENGTH, ASSUMED_ECHO_TIME = 3.0, 0.02
+"""What phase belongs to 1 ppm where the acquisition is not given (T, s): 16.05 rad."""
 
 
 class Susceptibility(NamedTuple):
@@ -24,6 +28,15 @@ class Susceptibility(NamedTuple):
     """How the iteration ended; None for a direct method."""
     chosen: Mapping[str, float] = MappingProxyType({})
     """Parameters that the method chose itself, by name."""
+
+
+def phase_scale(field_strength: float | None, echo_times: Sequence[float] | None) -> float:
+    """Phase (rad) of 1 ppm at the mean echo time, for the methods whose data are phase.
+
+    At :data:`ASSUMED_FIELD_STRENGTH` and :data:`ASSUMED_ECHO_TIME` where they are not given.
+    """
+    time = sum(echo_times) / len(echo_times) if echo_times else ASSUMED_ECHO_TIME
+    return radians_per_ppm(field_strength or ASSUMED_FIELD_STRENGTH, time)
 
 
 def positive(**values: float) -> None:
