@@ -27,7 +27,6 @@ class _WriteDerivativesInputSpec(BaseInterfaceInputSpec):
     software = traits.Dict(desc="package to version")
     chi = File(exists=True, desc="susceptibility (ppm), referenced")
     unreferenced = File(exists=True, desc="susceptibility (ppm) before referencing")
-    reference_value = traits.Float(desc="what was subtracted (ppm)")
     qsm_mask = File(exists=True, desc="where susceptibility is trusted")
     mask = File(exists=True, desc="brain mask")
     quality = File(exists=True, desc="phase quality, 0 to 1")
@@ -41,6 +40,11 @@ class _WriteDerivativesInputSpec(BaseInterfaceInputSpec):
     t2star = File(exists=True, desc="T2* (s)")
     s0 = File(exists=True, desc="signal at echo time 0")
     b0_direction = traits.List(traits.Float, desc="unit vector along B0 in voxel axes")
+    inversions = traits.List(traits.Str, desc="the inversions, the one of `chi` first")
+    compared = traits.List(
+        File(exists=True), desc="with several inversions: susceptibility (ppm) by each of them"
+    )
+    median = File(exists=True, desc="median of `compared` (ppm)")
     steps = traits.List(traits.Dict, desc="what was done, step by step")
     figures = traits.List(File(exists=True), desc="pictures for the report")
     captions = traits.List(traits.Dict, desc="file, title, caption and section of each picture")
@@ -61,39 +65,47 @@ class WriteDerivatives(SimpleInterface):
     """The dataset may have been moved or cleared since: the work folder is not the result."""
 
     def _run_interface(self, runtime: Bunch) -> Bunch:
-        inputs = self.inputs
-        examination = inputs.examination
-        acquisition, root = examination.acquisition, Path(inputs.output_dir)
-        written = []
+        inputs, written = self.inputs, []
+        main, *others = inputs.inversions or [""]
         for key, output in bids.OUTPUTS.items():
             source = getattr(inputs, output.source)
             if not isdefined(source) or (output.intermediate and not inputs.intermediates):
                 continue
-            target = root / acquisition.output(key, ".nii.gz")
-            target.parent.mkdir(parents=True, exist_ok=True)
-            if output.units == "Hz":
-                scale = hz_per_ppm(examination.field_strength)
-                images.save(images.load(source) * scale, target, like=source)
+            if key == "chi_by_method":
+                for method, path in zip(others, source[1:], strict=True):
+                    written.append(self._write(key, path, _of(method, inputs.steps), method))
+            elif key == "median":
+                written.append(self._write(key, source, inputs.steps))
             else:
-                shutil.copyfile(source, target)
-            sidecar = bids.sidecar(
-                examination,
-                key,
-                steps=inputs.steps,
-                reference=inputs.reference,
-                reference_value=inputs.reference_value,
-                software=inputs.software if isdefined(inputs.software) else None,
-            )
-            text = json.dumps(sidecar, indent=2) + "\n"
-            target.with_name(target.name.replace(".nii.gz", ".json")).write_text(text)
-            written.append(str(target))
-        self._results["files"] = written
+                written.append(self._write(key, source, _of(main, inputs.steps)))
+        self._results["files"] = [str(path) for path in written]
         self._results["record"] = {
             "steps": inputs.steps,
             "numbers": inputs.numbers,
-            "figures": self._copy_figures(root, acquisition),
+            "figures": self._copy_figures(Path(inputs.output_dir), inputs.examination.acquisition),
         }
         return runtime
+
+    def _write(self, key: str, source: str, steps: list[dict[str, Any]], method: str = "") -> Path:
+        """Write one map with its sidecar; ``steps`` are those that led to it."""
+        examination, output = self.inputs.examination, bids.OUTPUTS[key]
+        target = Path(self.inputs.output_dir) / examination.acquisition.output(key, method=method)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if output.units == "Hz":
+            scale = hz_per_ppm(examination.field_strength)
+            images.save(images.load(source) * scale, target, like=source)
+        else:
+            shutil.copyfile(source, target)
+        sidecar = bids.sidecar(
+            examination,
+            key,
+            steps=steps,
+            reference=self.inputs.reference,
+            software=self.inputs.software if isdefined(self.inputs.software) else None,
+        )
+        text = json.dumps(sidecar, indent=2) + "\n"
+        target.with_name(target.name.replace(".nii.gz", ".json")).write_text(text)
+        return target
 
     def _copy_figures(self, root: Path, acquisition: bids.Acquisition) -> list[dict[str, Any]]:
         captions = {caption["file"]: caption for caption in self.inputs.captions}
@@ -105,3 +117,15 @@ class WriteDerivatives(SimpleInterface):
             shutil.copyfile(path, target)
             figures.append(captions[path.name] | {"file": str(target.relative_to(root))})
         return figures
+
+
+def _of(method: str, steps: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Leave out the steps that belong to another inversion than ``method``."""
+    owners = (
+        step["method"] if step["stage"] == "inversion" else step.get("inversion") for step in steps
+    )
+    return [
+        step
+        for step, owner in zip(steps, owners, strict=True)
+        if not method or owner in (None, method)
+    ]

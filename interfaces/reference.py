@@ -7,7 +7,7 @@ from nipype.interfaces.base import File, isdefined, traits
 
 from qsmpipe import images
 from qsmpipe.interfaces.base import Stage, StageInputSpec, StageOutputSpec
-from qsmpipe.numerics.reference import reference
+from qsmpipe.numerics.reference import median_map, reference
 
 
 class _ReferenceInputSpec(StageInputSpec):
@@ -46,3 +46,35 @@ class Reference(Stage):
         self._results["chi"] = images.save(result.chi, cwd / "chi.nii.gz", like=like)
         self._results["value"] = result.value
         self._results["deviation"] = result.deviation
+
+
+class _MedianMapInputSpec(StageInputSpec):
+    maps = traits.List(
+        File(exists=True), mandatory=True, minlen=1, desc="susceptibility (ppm) by each method"
+    )
+    masks = traits.List(
+        File(exists=True), mandatory=True, minlen=1, desc="where each map is known, on its grid"
+    )
+
+
+class _MedianMapOutputSpec(StageOutputSpec):
+    chi = File(exists=True, desc="median of the maps (ppm), where all of them are known")
+
+
+class MedianMap(Stage):
+    """Take the median over methods (:func:`qsmpipe.numerics.reference.median_map`)."""
+
+    input_spec, output_spec = _MedianMapInputSpec, _MedianMapOutputSpec
+    stage, method = "median", "median"
+    function = staticmethod(median_map)
+
+    def _compute(self, cwd: Path, device: torch.device) -> None:
+        like = self.inputs.maps[0]
+        chi, _ = median_map(
+            [images.load(path, like=like, device=device) for path in self.inputs.maps],
+            [
+                images.load(path, like=like, dtype=torch.bool, device=device)
+                for path in self.inputs.masks
+            ],
+        )
+        self._results["chi"] = images.save(chi, cwd / "median.nii.gz", like=like)

@@ -15,7 +15,7 @@ from nipype.interfaces.base.support import Bunch
 
 MAPS = (
     "chi", "magnitude", "phase", "quality", "brain_mask", "field", "noise", "local_field",
-    "qsm_mask", "r2star",
+    "qsm_mask", "r2star", "median",
 )  # fmt: skip
 
 
@@ -30,6 +30,13 @@ class _ReportletsInputSpec(BaseInterfaceInputSpec):
     qsm_mask = File(exists=True, desc="where `chi` is trusted")
     chi = File(exists=True, desc="susceptibility (ppm)")
     r2star = File(exists=True, desc="R2* (1/s)")
+    inversions = traits.List(
+        traits.Str, desc="names of the inversions, in the order of `compared`"
+    )
+    compared = traits.List(
+        File(exists=True), desc="susceptibility (ppm) by each of several inversions"
+    )
+    median = File(exists=True, desc="median of `compared` (ppm)")
     field_strength = traits.Float(desc="B0 (T); without it there are no Hz")
     reference_value = traits.Float(desc="what was subtracted from susceptibility (ppm)")
     echo_times = traits.List(traits.Float, desc="one per echo (s)")
@@ -71,6 +78,12 @@ class Reportlets(SimpleInterface):
         for name in MAPS:
             if name in given:
                 given[name] = images.load(given[name], like=grid)
+        if names := given.pop("inversions", []):
+            files = given.pop("compared", [])
+            given["compared"] = {
+                name: images.load(path, like=grid)
+                for name, path in zip(names, files, strict=False)
+            }
         maps = Maps(affine=images.affine_of(grid), **given)
         pictures = draw(maps, Path(runtime.cwd))
         self._results["figures"] = [str(picture.file) for picture in pictures]

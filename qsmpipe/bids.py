@@ -85,6 +85,16 @@ OUTPUTS: dict[str, Output] = {
         "Chimap", "unreferenced", "Magnetic susceptibility before referencing",
         "ppm", desc="unreferenced", stages=("inversion",),
     ),
+    "chi_by_method": Output(
+        "Chimap", "compared",
+        "Magnetic susceptibility by another inversion of the same run; 0 outside its mask",
+        "ppm", desc="{method}", stages=("inversion",),
+    ),
+    "median": Output(
+        "Chimap", "median",
+        "Median over the run's inversions, where all of them know susceptibility",
+        "ppm", desc="median", stages=("inversion",),
+    ),
     "r2star": Output(
         "R2starmap", "r2star", "Effective transverse relaxation rate", "1/s",
         stages=("relaxation",),
@@ -207,11 +217,14 @@ class Acquisition:
         """
         return self.name.replace("-", "_").replace("+", "_plus_")
 
-    def output(self, key: str, extension: str = ".nii.gz") -> Path:
-        """Path of a map within the derivative dataset.
+    def output(self, key: str, extension: str = ".nii.gz", *, method: str = "") -> Path:
+        """Path of a map within the derivative dataset; ``method`` where there is one for each.
 
-        >>> Acquisition(Path("/data"), {"subject": "01"}, "MEGRE").output("chi").as_posix()
+        >>> acquisition = Acquisition(Path("/data"), {"subject": "01"}, "MEGRE")
+        >>> acquisition.output("chi").as_posix()
         'sub-01/anat/sub-01_Chimap.nii.gz'
+        >>> acquisition.output("chi_by_method", ".json", method="two_level").as_posix()
+        'sub-01/anat/sub-01_desc-twolevel_Chimap.json'
         """
         row = OUTPUTS[key]
         entities = self._entities_in(row.datatype)
@@ -221,7 +234,8 @@ class Acquisition:
             before = {k: v for k, v in entities.items() if k != "chunk"}
             chunk = [f"chunk-{entities['chunk']}"] if "chunk" in entities else []
             parts = [_join(before), f"part-{row.part}", *chunk]
-        parts += [f"desc-{row.desc}"] if row.desc else []
+        desc = row.desc.format(method=re.sub(r"\W|_", "", method))
+        parts += [f"desc-{desc}"] if desc else []
         folder = Path(f"sub-{self.subject}")
         if self.session:
             folder /= f"ses-{self.session}"
@@ -703,7 +717,6 @@ def sidecar(
     *,
     steps: Sequence[Mapping[str, Any]] = (),
     reference: str = "brain",
-    reference_value: float | None = None,
     software: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Metadata of a map: where it comes from, its unit, and everything that was done.
@@ -715,11 +728,9 @@ def sidecar(
     key
         The map: a key of :data:`OUTPUTS`.
     steps
-        Stage, method, parameters and warnings of each step.
+        Stage, method, parameters and warnings of each step that led to the map.
     reference : str
         What susceptibility is relative to: ``brain``, ``none`` or ``region:LABEL``.
-    reference_value : float, optional
-        What was subtracted (ppm).
     software : mapping, optional
         Package to version, beside this package's own.
     """
@@ -745,8 +756,10 @@ def sidecar(
         named = {"brain": "whole brain (the mask desc-qsm_mask)", "none": "none"}
         where = label or named.get(region, region)
         content["ReferenceRegion"] = "none" if row.desc == "unreferenced" else where
-        if reference_value is not None and content["ReferenceRegion"] != "none":
-            content["ReferenceValue"] = float(reference_value)
+        values = [step["parameters"].get("value") for step in steps
+                  if step.get("stage") == "reference"]  # fmt: skip
+        if len(values) == 1 and values[0] is not None and content["ReferenceRegion"] != "none":
+            content["ReferenceValue"] = float(values[0])
             content["ReferenceValueUnits"] = "ppm"
     if examination.b0_direction:
         content["B0Direction"] = [round(x, 9) for x in examination.b0_direction]

@@ -7,7 +7,7 @@ every method owes and the benchmarks read this table.
 
 import importlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, Literal
@@ -194,6 +194,30 @@ def method(stage: str, name: str) -> Method:
         msg = f"{stage} has no method {name!r}: choose from {', '.join(rows)}{hint}"
         raise ValueError(msg)
     return rows[name]
+
+
+OPERATORS = {"mask": "&|()", "background": "+", "inversion": ","}
+"""What joins several methods of a stage: masks are combined, backgrounds follow on one another,
+inversions stand side by side."""
+
+
+def names_in(stage: str, expression: str) -> tuple[str, ...]:
+    """List the methods that an expression of a stage names, in order.
+
+    >>> names_in("mask", "bet & quality"), names_in("background", "lbv+vsharp")
+    (('bet', 'quality'), ('lbv', 'vsharp'))
+    >>> names_in("inversion", "rts, tv"), names_in("unwrap", "romeo"), names_in("mask", "given")
+    (('rts', 'tv'), ('romeo',), ())
+    """
+    for operator in OPERATORS.get(stage, ""):
+        expression = expression.replace(operator, " ")
+    names = expression.split() if stage in OPERATORS else [expression]
+    return tuple(name for name in names if name not in ("none", "given"))
+
+
+def needs_background(inversions: Sequence[str]) -> bool:
+    """Whether the background must be removed before one of these inversions."""
+    return any(method("inversion", name).starts_from == "local field" for name in inversions)
 
 
 def function_of(stage: str, name: str) -> Callable[..., Any]:

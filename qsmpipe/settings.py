@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from qsmpipe import __version__
-from qsmpipe.methods import METHODS, function_of, method, parameters_of
+from qsmpipe.methods import METHODS, function_of, method, names_in, needs_background, parameters_of
 
 STAGES = ("offset", "mask", "unwrap", "field", "relaxation", "background", "inversion")
 """Stages with a method to choose, in the order in which they run."""
@@ -71,13 +71,13 @@ class Settings:
         return "given" in (part.strip() for part in self.mask.replace("|", "&").split("&"))
 
     def methods(self, stage: str) -> tuple[str, ...]:
-        """Names of the methods that ``stage`` runs; empty for ``none`` and ``given``."""
-        names = (
-            getattr(self, stage).replace("|", "&").split("&")
-            if stage == "mask"
-            else [getattr(self, stage)]
-        )
-        return tuple(name.strip() for name in names if name.strip() not in ("none", "given"))
+        """Names of the methods that ``stage`` runs; empty for ``none`` and ``given``.
+
+        No background is removed for inversions that all do so themselves.
+        """
+        if stage == "background" and not needs_background(self.methods("inversion")):
+            return ()
+        return names_in(stage, getattr(self, stage))
 
     def parameters_for(self, stage: str) -> dict[str, dict[str, Any]]:
         """Collect what the user set for each method of ``stage``, checked by its signature.
@@ -118,12 +118,17 @@ class Settings:
             Naming the setting, its value and what it may be.
         """
         for stage in STAGES:
-            for name in self.methods(stage):
+            names = self.methods(stage)
+            for name in names:
                 method(stage, name)
+            if twice := [name for name in set(names) if names.count(name) > 1]:
+                msg = f"{stage} {getattr(self, stage)!r}: {twice[0]} is there twice; name it once"
+                raise ValueError(msg)
         if self.mask == "none":
             msg = "mask cannot be 'none': choose a method, an expression of methods, or 'given'"
             raise ValueError(msg)
-        for stage in ("unwrap", "field", "background", "inversion"):
+        needed = needs_background(self.methods("inversion"))
+        for stage in ("inversion", *(["background"] if needed else []), "unwrap", "field"):
             if not self.methods(stage):
                 msg = f"{stage} cannot be {getattr(self, stage)!r}: {_choices(stage)}"
                 raise ValueError(msg)

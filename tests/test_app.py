@@ -330,3 +330,27 @@ def test_a_killed_node_ends_in_an_error_and_the_rest_goes_on(tmp_path: Path) -> 
 
 def test_the_demo_recipe_exists() -> None:
     assert "demo" in examples.RECIPES
+
+
+def test_several_inversions_share_what_comes_before_them(
+    app: Callable[..., tuple[int, Path]],
+) -> None:
+    code, out = app("gre3t", "--background", "vsharp+pdf", "--inversion", "tkd, l2")
+    assert code == 0
+    anat = out / "sub-01" / "anat"
+    names = ["", "_desc-l2", "_desc-median"]
+    maps = [nb.load(anat / f"sub-01{name}_Chimap.nii.gz").get_fdata() for name in names]
+    sidecars = [json.loads((anat / f"sub-01{name}_Chimap.json").read_text()) for name in names]
+    known = nb.load(anat / "sub-01_desc-qsm_mask.nii.gz").get_fdata() > 0
+    np.testing.assert_allclose(maps[2][known], (maps[0] + maps[1])[known] / 2, atol=1e-6)
+    assert np.abs(maps[0] - maps[1])[known].max() > 0.01
+    for sidecar, method in zip(sidecars, ("tkd", "l2"), strict=False):
+        steps = [(s["stage"], s["method"]) for s in sidecar["ProcessingSteps"]]
+        assert [m for stage, m in steps if stage == "background"] == ["vsharp", "pdf"]
+        assert [m for stage, m in steps if stage == "inversion"] == [method]
+    assert sidecars[0]["ReferenceValue"] != sidecars[1]["ReferenceValue"]
+    assert "k-space division; closed-form" in sidecars[2]["EstimationAlgorithm"]
+    assert executed(out) >= {"vsharp", "pdf", "tkd", "l2", "median"}
+    page = (out / "sub-01.html").read_text()
+    assert "Inversions side by side" in page
+    validated(out)

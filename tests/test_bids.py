@@ -259,15 +259,14 @@ STEPS = [
     {"stage": "field", "method": "nonlinear", "parameters": {}, "warnings": []},
     {"stage": "background", "method": "vsharp", "parameters": {"radii": (5.0, 3.0)}},
     {"stage": "inversion", "method": "tkd", "parameters": {"threshold": np.float64(0.19)}},
+    {"stage": "reference", "method": "brain", "parameters": {"value": 0.012}},
 ]
 
 
 def test_a_sidecar_tells_everything(tmp_path: Path) -> None:
     root = write(tmp_path / "raw", ImagingFrequency=123.25, PatientName="Nobody")
     found = examine(find(root)[0])
-    content = json.loads(
-        json.dumps(sidecar(found, "chi", steps=STEPS, reference="brain", reference_value=0.012))
-    )
+    content = json.loads(json.dumps(sidecar(found, "chi", steps=STEPS, reference="brain")))
     assert content["Sources"][0] == "bids:raw:sub-01/anat/sub-01_echo-1_part-mag_MEGRE.nii.gz"
     assert len(content["Sources"]) == 6
     assert content["Units"] == "ppm"
@@ -291,11 +290,13 @@ def test_a_sidecar_tells_everything(tmp_path: Path) -> None:
     mask = sidecar(found, "qsm_mask", steps=STEPS)
     assert mask["Type"] == "ROI"
     assert "Units" not in mask
-    plain = sidecar(found, "unreferenced", steps=STEPS, reference_value=0.012)
+    plain = sidecar(found, "unreferenced", steps=STEPS)
     assert plain["ReferenceRegion"] == "none"
     assert "ReferenceValue" not in plain
-    region = sidecar(found, "chi", reference="region:csf", reference_value=0.0)
-    assert (region["ReferenceRegion"], region["ReferenceValue"]) == ("csf", 0.0)
+    region = sidecar(found, "chi", steps=STEPS, reference="region:csf")
+    assert (region["ReferenceRegion"], region["ReferenceValue"]) == ("csf", 0.012)
+    median = sidecar(found, "median", steps=[*STEPS, *STEPS])
+    assert "ReferenceValue" not in median, "each map has its own"
 
 
 def test_a_uri_is_relative_to_its_dataset() -> None:
@@ -354,9 +355,10 @@ def test_the_validator_accepts_every_output(make: Callable[[Path], Path], tmp_pa
         for key, row in OUTPUTS.items():
             shape = (*SHAPE, 3) if key == "unwrapped" else SHAPE
             values = np.ones(shape, np.uint8 if row.is_mask else np.float32)
-            save(values, out / acquisition.output(key))
-            content = sidecar(examination, key, steps=STEPS, reference_value=0.01)
-            (out / acquisition.output(key, ".json")).write_text(json.dumps(content))
+            save(values, out / acquisition.output(key, method="tv"))
+            content = sidecar(examination, key, steps=STEPS)
+            path = out / acquisition.output(key, ".json", method="tv")
+            path.write_text(json.dumps(content))
     assert bids.validate(out) == []
 
 

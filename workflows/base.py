@@ -18,7 +18,7 @@ VOLUMES = {"unwrap": 8, "inversion": 30, "background": 20}
 """Memory of a stage's nodes in float32 volumes per volume of data (all others: 6)."""
 
 
-WRITTEN = tuple(key for key in OUTPUTS if key not in ("magnitude", "phase"))
+WRITTEN = tuple(k for k in OUTPUTS if k not in ("magnitude", "phase", "reference_value"))
 """Outputs of the chain that become derivatives."""
 
 
@@ -116,7 +116,9 @@ def init_acquisition_wf(
     maps = Node(IdentityInterface(fields=list(OUTPUTS)), name="maps")
     reportlets = Node(
         Reportlets(
-            field_strength=examination.field_strength, echo_times=list(examination.echo_times)
+            field_strength=examination.field_strength,
+            echo_times=list(examination.echo_times),
+            inversions=list(settings.methods("inversion")),
         ),
         name="reportlets",
     )
@@ -126,6 +128,7 @@ def init_acquisition_wf(
             output_dir=settings.output_dir,
             intermediates=settings.intermediates,
             reference=settings.reference,
+            inversions=list(settings.methods("inversion")),
             software=versions(),
         ),
         name="derivatives",
@@ -134,7 +137,7 @@ def init_acquisition_wf(
         (qsm_wf, maps, [(f"outputnode.{key}", key) for key in OUTPUTS]),
         (maps, reportlets, [(key, key) for key in (
             "magnitude", "phase", "quality", "field", "noise", "local_field", "qsm_mask", "chi",
-            "r2star", "reference_value")] + [("mask", "brain_mask")]),
+            "r2star", "reference_value", "compared", "median")] + [("mask", "brain_mask")]),
         (maps, derivatives, [(key, key) for key in WRITTEN]),
         (reportlets, derivatives, [("figures", "figures"), ("captions", "captions"),
                                    ("numbers", "numbers")]),

@@ -6,13 +6,11 @@ from typing import Any
 from nipype.interfaces.utility import IdentityInterface, Merge
 from nipype.pipeline.engine import Node, Workflow
 
-from qsmpipe.workflows.background import init_background_wf
 from qsmpipe.workflows.field import init_field_wf
-from qsmpipe.workflows.inversion import init_inversion_wf
 from qsmpipe.workflows.mask import init_mask_wf
 from qsmpipe.workflows.phase import init_phase_wf
-from qsmpipe.workflows.reference import init_reference_wf
 from qsmpipe.workflows.relaxation import init_relaxation_wf
+from qsmpipe.workflows.susceptibility import init_susceptibility_wf
 from qsmpipe.workflows.unwrap import init_unwrap_wf
 
 INPUTS = (
@@ -23,7 +21,7 @@ INPUTS = (
 OUTPUTS = (
     "chi", "unreferenced", "reference_value", "qsm_mask", "mask", "quality", "magnitude",
     "combined", "phase", "offset", "unwrapped", "field", "noise", "local_field", "r2star",
-    "t2star", "s0", "b0_direction", "steps",
+    "t2star", "s0", "b0_direction", "steps", "compared", "median",
 )  # fmt: skip
 
 Choices = Mapping[str, Mapping[str, Mapping[str, Any]]]
@@ -53,9 +51,15 @@ def init_qsm_wf(
     ----------
     echoes : int
         Number of echoes. With one there is neither an offset removal nor a relaxation fit.
-    offset, unwrap, field, relaxation, background, inversion : str
+    offset, unwrap, field, relaxation : str
         Methods: keys of :data:`qsmpipe.methods.METHODS`. ``offset`` and ``relaxation`` may be
         ``"none"``.
+    background : str
+        A method, or several that follow on one another, as in ``"lbv+vsharp"``. Nothing is
+        removed, and this not read, where no inversion starts from the local field.
+    inversion : str
+        A method, or several that share what comes before them, as in ``"tv,rts"``: the first one
+        gives ``chi``.
     mask : str
         A mask method, several joined by ``&`` or ``|``, or ``"given"`` for the input ``mask``.
     mask_erosion : float
@@ -95,7 +99,10 @@ def init_qsm_wf(
     Outputs
     -------
     chi
-        Susceptibility (ppm), referenced; 0 outside ``qsm_mask``.
+        Susceptibility (ppm) by the first inversion, referenced; 0 outside ``qsm_mask``.
+    compared, median
+        With several inversions: the list of their maps (ppm), in their order, each referenced;
+        and the median of these maps where all are known, referenced.
     unreferenced
         Susceptibility (ppm) before the reference was subtracted.
     reference_value
@@ -113,7 +120,8 @@ def init_qsm_wf(
     unwrapped
         Unwrapped phase of all echoes (rad).
     field, noise, local_field
-        Total field, its standard deviation, and the field of the sources inside the mask (ppm).
+        Total field, its standard deviation, and the field of the sources inside the mask (ppm);
+        the last undefined where no inversion needs it.
     r2star, t2star, s0
         1/s, s, and the unit of the magnitude; undefined for one echo.
     b0_direction
@@ -143,14 +151,10 @@ def init_qsm_wf(
     )
     unwrap_wf = init_unwrap_wf(method=unwrap, parameters=one("unwrap", unwrap), **threads)
     field_wf = init_field_wf(method=field, parameters=one("field", field), **threads)
-    background_wf = init_background_wf(
-        method=background, parameters=one("background", background), **threads
-    )
-    inversion_wf = init_inversion_wf(
-        method=inversion, parameters=one("inversion", inversion), **threads
-    )
-    reference_wf = init_reference_wf(method=reference)
-    steps = Node(Merge(8), name="steps")
+    done = [
+        (phase_wf, "outputnode.steps"), (mask_wf, "outputnode.steps"),
+        (unwrap_wf, "outputnode.step"), (field_wf, "outputnode.step"),
+    ]  # fmt: skip
 
     workflow.connect([
         (inputnode, phase_wf, [(x, f"inputnode.{x}") for x in (
@@ -169,24 +173,6 @@ def init_qsm_wf(
         (phase_wf, field_wf, [("outputnode.magnitude", "inputnode.magnitude")]),
         (mask_wf, field_wf, [("outputnode.mask", "inputnode.mask")]),
         (unwrap_wf, field_wf, [("outputnode.phase", "inputnode.phase")]),
-        (phase_wf, background_wf, [("outputnode.b0_direction", "inputnode.b0_direction")]),
-        (mask_wf, background_wf, [("outputnode.mask", "inputnode.mask")]),
-        (field_wf, background_wf, [("outputnode.field", "inputnode.field"),
-                                   ("outputnode.noise", "inputnode.noise")]),
-        (phase_wf, inversion_wf, [("outputnode.b0_direction", "inputnode.b0_direction")]),
-        (field_wf, inversion_wf, [("outputnode.noise", "inputnode.noise")]),
-        (background_wf, inversion_wf, [("outputnode.field", "inputnode.field"),
-                                       ("outputnode.mask", "inputnode.mask")]),
-        (inputnode, reference_wf, [("region", "inputnode.region")]),
-        (inversion_wf, reference_wf, [("outputnode.chi", "inputnode.chi")]),
-        (background_wf, reference_wf, [("outputnode.mask", "inputnode.mask")]),
-        (phase_wf, steps, [("outputnode.steps", "in1")]),
-        (mask_wf, steps, [("outputnode.steps", "in2")]),
-        (unwrap_wf, steps, [("outputnode.step", "in3")]),
-        (field_wf, steps, [("outputnode.step", "in4")]),
-        (background_wf, steps, [("outputnode.step", "in6")]),
-        (inversion_wf, steps, [("outputnode.step", "in7")]),
-        (reference_wf, steps, [("outputnode.step", "in8")]),
         (phase_wf, outputnode, [("outputnode.magnitude", "magnitude"),
                                 ("outputnode.combined", "combined"),
                                 ("outputnode.phase", "phase"),
@@ -195,13 +181,9 @@ def init_qsm_wf(
         (mask_wf, outputnode, [("outputnode.mask", "mask"), ("outputnode.quality", "quality")]),
         (unwrap_wf, outputnode, [("outputnode.phase", "unwrapped")]),
         (field_wf, outputnode, [("outputnode.field", "field"), ("outputnode.noise", "noise")]),
-        (background_wf, outputnode, [("outputnode.field", "local_field"),
-                                     ("outputnode.mask", "qsm_mask")]),
-        (inversion_wf, outputnode, [("outputnode.chi", "unreferenced")]),
-        (reference_wf, outputnode, [("outputnode.chi", "chi"),
-                                    ("outputnode.value", "reference_value")]),
-        (steps, outputnode, [("out", "steps")]),
     ])  # fmt: skip
+
+    relaxation_wf = None
     if relax:
         relaxation_wf = init_relaxation_wf(
             method=relaxation, parameters=one("relaxation", relaxation), **threads
@@ -210,9 +192,37 @@ def init_qsm_wf(
             (inputnode, relaxation_wf, [("echo_times", "inputnode.echo_times")]),
             (phase_wf, relaxation_wf, [("outputnode.magnitude", "inputnode.magnitude")]),
             (mask_wf, relaxation_wf, [("outputnode.mask", "inputnode.mask")]),
-            (relaxation_wf, steps, [("outputnode.step", "in5")]),
             (relaxation_wf, outputnode, [("outputnode.r2star", "r2star"),
                                          ("outputnode.t2star", "t2star"),
                                          ("outputnode.s0", "s0")]),
         ])  # fmt: skip
+        done.append((relaxation_wf, "outputnode.step"))
+
+    susceptibility_wf = init_susceptibility_wf(
+        background=background,
+        inversion=inversion,
+        reference=reference,
+        parameters=chosen,
+        **threads,
+    )
+    workflow.connect([
+        (inputnode, susceptibility_wf, [(x, f"inputnode.{x}") for x in (
+            "echo_times", "field_strength", "region")]),
+        (phase_wf, susceptibility_wf, [(f"outputnode.{x}", f"inputnode.{x}") for x in (
+            "phase", "magnitude", "combined", "b0_direction")]),
+        (mask_wf, susceptibility_wf, [("outputnode.mask", "inputnode.mask")]),
+        (field_wf, susceptibility_wf, [("outputnode.field", "inputnode.field"),
+                                       ("outputnode.noise", "inputnode.noise")]),
+        (susceptibility_wf, outputnode, [(f"outputnode.{x}", x) for x in (
+            "chi", "unreferenced", "reference_value", "local_field", "qsm_mask", "compared",
+            "median")]),
+    ])  # fmt: skip
+    if relaxation_wf:
+        workflow.connect(relaxation_wf, "outputnode.r2star", susceptibility_wf, "inputnode.r2star")
+    done.append((susceptibility_wf, "outputnode.steps"))
+
+    steps = Node(Merge(len(done)), name="steps")
+    for n, (part, output) in enumerate(done, 1):
+        workflow.connect(part, output, steps, f"in{n}")
+    workflow.connect(steps, "out", outputnode, "steps")
     return workflow

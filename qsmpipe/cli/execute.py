@@ -19,7 +19,7 @@ from qsmpipe.checks import Examination
 from qsmpipe.cli.errors import Exit, RunError
 from qsmpipe.cli.logs import log_to
 from qsmpipe.cli.plugin import ProcessPerNode
-from qsmpipe.cli.progress import RunProgress, is_plumbing
+from qsmpipe.cli.progress import RunProgress, is_plumbing, label
 from qsmpipe.settings import Settings
 from qsmpipe.workflows.base import init_run_wf
 
@@ -69,8 +69,9 @@ def execute(
     crashes = _crashes(log_file.parent)
     for examination in examinations:
         acquisition = examination.acquisition
-        own = nodes[f"{acquisition.node_name}_wf"]
-        _complete(records[acquisition.name], own, crashes, ended=progress.ended)
+        name = f"{acquisition.node_name}_wf"
+        own = {node: crash for node, crash in crashes.items() if name in node.split(".")}
+        _complete(records[acquisition.name], nodes[name], own, ended=progress.ended)
 
 
 def _use_gpu(device: str) -> bool:
@@ -160,18 +161,16 @@ def _complete(
 
     A result on disk counts only if its node ``ended`` in this run: an earlier run's may be stale.
     """
+    for fullname, (message, crash_file) in crashes.items():
+        name = label(fullname.split(".")[3:])
+        record["errors"].append({"node": name, "message": message, "crash_file": crash_file})
     for node in nodes:
-        label = ".".join(
-            part.removesuffix("_wf") for part in node.fullname.split(".")[3:] if part != "qsm_wf"
-        )
-        if node.fullname in crashes:
-            message, crash_file = crashes[node.fullname]
-            record["errors"].append({"node": label, "message": message, "crash_file": crash_file})
+        name = label(node.fullname.split(".")[3:])
         result = Path(node.output_dir()) / f"result_{node.name}.pklz"
         if node.fullname in crashes or node.fullname not in ended or not result.exists():
             record["nodes"].append(
                 {
-                    "name": label,
+                    "name": name,
                     "wall_seconds": None,
                     "peak_memory_mb": None,
                     "status": "failed" if node.fullname in crashes else "not run",
@@ -182,7 +181,7 @@ def _complete(
         runtime, outputs = loaded.runtime, loaded.outputs
         record["nodes"].append(
             {
-                "name": label,
+                "name": name,
                 "wall_seconds": getattr(runtime, "wall_seconds", runtime.duration),
                 "peak_memory_mb": getattr(runtime, "peak_memory_mb", None),
                 "status": "done",

@@ -125,9 +125,19 @@ def build_parser() -> argparse.ArgumentParser:
     described = " ".join(f"{name}: {row['description']}" for name, row in presets().items())
     add("--preset", choices=presets(), help=described.replace("%", "%%"))
     for stage, extra in (("offset", ["none"]), ("unwrap", []), ("field", []),
-                         ("relaxation", ["none"]), ("background", []),
-                         ("inversion", [])):  # fmt: skip
+                         ("relaxation", ["none"])):  # fmt: skip
         add(f"--{stage}", choices=[*METHODS[stage], *extra], help=_methods(stage))
+    add(
+        "--background",
+        metavar="METHOD[+METHOD...]",
+        help=f"a method, or several that follow on one another. {_methods('background')}",
+    )
+    add(
+        "--inversion",
+        metavar="METHOD[,METHOD...]",
+        help="a method, or several side by side, with their median: the first one gives the "
+        f"Chimap without desc. {_methods('inversion')}",
+    )
     add(
         "--mask",
         metavar="EXPRESSION",

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -58,10 +58,7 @@ class RunProgress:
             return
         task = self._tasks[acquisition]
         parts = node.fullname.split(".")
-        stage = " ".join(
-            part.removesuffix("_wf") for part in parts[parts.index(acquisition) + 1 :]
-            if part != "qsm_wf"
-        )  # fmt: skip
+        stage = label(parts[parts.index(acquisition) + 1 :])
         if status == "start":
             self._began[node.fullname] = time.monotonic()
             self._progress.start_task(task)
@@ -74,6 +71,18 @@ class RunProgress:
             took = "" if began is None else f" in {time.monotonic() - began:.1f} s"
             stamp = time.strftime("%H:%M:%S")
             print(f"{stamp} {_spoken(acquisition)}: {stage} {done}{took}", file=sys.stderr)
+
+
+def label(parts: Sequence[str]) -> str:
+    """Name a node by its path within the acquisition.
+
+    >>> label(["qsm_wf", "susceptibility_wf", "background_vsharp_wf", "vsharp"])
+    'background vsharp'
+    """
+    shown = [
+        part.removesuffix("_wf") for part in parts if part not in ("qsm_wf", "susceptibility_wf")
+    ]
+    return " ".join([part.removesuffix(f"_{shown[-1]}") for part in shown[:-1]] + shown[-1:])
 
 
 def is_plumbing(node: Node) -> bool:

@@ -1,5 +1,6 @@
 """Referencing: susceptibility is known up to a constant, so say relative to what it is given."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -73,3 +74,37 @@ def reference(chi: Tensor, mask: Tensor, *, region: Tensor | None = None) -> Ref
     value = values.mean().item()
     referenced = torch.where(mask, chi - value, torch.zeros_like(chi))
     return Referenced(referenced, value, values.std(correction=0).item(), values.numel())
+
+
+def median_map(maps: Sequence[Tensor], masks: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Median of susceptibility over methods, referenced to the mean of all that it is known in.
+
+    Parameters
+    ----------
+    maps : sequence of (X, Y, Z) real tensors
+        Susceptibility (ppm) by each method. Of an even number, the mean of the middle two.
+    masks : sequence of (X, Y, Z) bool tensors
+        Where each is known.
+
+    Returns
+    -------
+    chi : (X, Y, Z) tensor
+        ppm; 0 outside ``mask``.
+    mask : (X, Y, Z) bool tensor
+        Where all are known.
+
+    Raises
+    ------
+    ValueError
+        If the numbers of maps and masks differ, the grids differ, or nowhere all are known.
+    """
+    if len(maps) != len(masks) or not maps:
+        msg = f"{len(maps)} maps and {len(masks)} masks: give one mask for each of several maps"
+        raise ValueError(msg)
+    if len(shapes := {tuple(image.shape) for image in (*maps, *masks)}) > 1:
+        msg = f"maps and masks are on different grids: {sorted(shapes)}"
+        raise ValueError(msg)
+    mask = torch.stack(list(masks)).all(0)
+    ordered = torch.stack([torch.where(mask, chi, 0) for chi in maps]).sort(0).values
+    middle = (ordered[(len(maps) - 1) // 2] + ordered[len(maps) // 2]) / 2
+    return reference(middle, mask).chi, mask

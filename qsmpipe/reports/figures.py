@@ -6,7 +6,7 @@ order: right on the left, anterior on top or on the left.
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -256,6 +256,7 @@ def draw(maps: Maps, folder: Path) -> list[Picture]:
         (draw_noise, TIGHT),
         (draw_susceptibility, TIGHT),
         (draw_susceptibility_wide, TIGHT),
+        (draw_compared, TIGHT),
         (draw_histogram, TIGHT),
         (draw_r2star, TIGHT),
     ]
@@ -465,6 +466,30 @@ def draw_susceptibility_wide(maps: Maps, view: View, folder: Path) -> Picture | 
         path,
         "Susceptibility, -0.2 to 0.2 ppm",
         "The same map in a window twice as wide, for haemorrhage, calcification and streaks. "
+        f"{RADIOLOGICAL}",
+        "Susceptibility",
+    )
+
+
+def draw_compared(maps: Maps, view: View, folder: Path) -> Picture | None:
+    """Draw the maps of several inversions and their median, one row each."""
+    if len(maps.compared) < 2:
+        return None
+    paint = Paint("gray", CHI_WINDOW, "ppm", (-0.1, -0.05, 0, 0.05, 0.1))
+    shown = dict(maps.compared) | ({"median": maps.median} if maps.median is not None else {})
+    rows = []
+    for name, chi in shown.items():
+        known = _finite(chi) != 0
+        planes = _planes(np.where(known, _finite(chi), 0), view, paint, count=2, known=known)
+        row = [panel for plane in planes for panel in plane]
+        rows.append([replace(row[0], note=f"{name} \N{MIDDLE DOT} {row[0].note}"), *row[1:]])
+    path = folder / "susceptibility-compared.png"
+    _render(Mosaic(rows), paint, path)
+    return Picture(
+        path,
+        "Inversions side by side",
+        f"Grey from -0.1 to 0.1 ppm, from top to bottom: {', '.join(shown)}. What all of them "
+        "show is in the data; streaks and shades that one shows alone are its own. "
         f"{RADIOLOGICAL}",
         "Susceptibility",
     )

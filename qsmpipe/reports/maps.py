@@ -1,7 +1,7 @@
 """The maps of one acquisition, as arrays: what figures and numbers are made from."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +36,10 @@ class Maps:
     """(X, Y, Z) bool, where ``chi`` is trusted."""
     chi: np.ndarray | None = None
     """Susceptibility (ppm)."""
+    compared: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    """Susceptibility (ppm) by each of several inversions, by name."""
+    median: np.ndarray | None = None
+    """Median of them (ppm)."""
     r2star: np.ndarray | None = None
     """(1/s)."""
     field_strength: float | None = None
@@ -50,9 +54,11 @@ class Maps:
             object.__setattr__(self, name, _echoes(getattr(self, name)))
         for name in ("brain_mask", "qsm_mask"):
             object.__setattr__(self, name, _mask(getattr(self, name)))
-        for name in ("quality", "field", "noise", "local_field", "chi", "r2star"):
+        for name in ("quality", "field", "noise", "local_field", "chi", "median", "r2star"):
             object.__setattr__(self, name, _array(getattr(self, name)))
-        shapes = {
+        compared = {name: np.asarray(_array(chi)) for name, chi in self.compared.items()}
+        object.__setattr__(self, "compared", compared)
+        shapes = {name: chi.shape for name, chi in compared.items()} | {
             item.name: value.shape[-3:]
             for item in dataclasses.fields(self)
             if item.name != "affine" and isinstance(value := getattr(self, item.name), np.ndarray)

@@ -1,0 +1,184 @@
+"""From the total field to susceptibility, by one inversion or by several side by side."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from nipype.interfaces.utility import IdentityInterface, Merge
+from nipype.pipeline.engine import Node, Workflow
+
+from qsmpipe.interfaces.reference import MedianMap
+from qsmpipe.methods import METHODS, names_in, needs_background
+from qsmpipe.workflows.background import init_background_wf
+from qsmpipe.workflows.inversion import init_inversion_wf
+from qsmpipe.workflows.reference import init_reference_wf
+
+INPUTS = (
+    "field", "noise", "mask", "b0_direction", "phase", "magnitude", "combined", "r2star",
+    "echo_times", "field_strength", "region",
+)  # fmt: skip
+
+OUTPUTS = (
+    "chi", "unreferenced", "reference_value", "local_field", "qsm_mask", "compared", "median",
+    "steps",
+)  # fmt: skip
+
+
+def init_susceptibility_wf(
+    *,
+    background: str = "pdf",
+    inversion: str = "tv",
+    reference: str = "brain",
+    parameters: Mapping[str, Mapping[str, Mapping[str, Any]]] | None = None,
+    omp_nthreads: int = 1,
+    use_gpu: bool = False,
+    name: str = "susceptibility_wf",
+) -> Workflow:
+    """Remove the background, invert the dipole and reference the map.
+
+    Parameters
+    ----------
+    background : str
+        A method, or several that follow on one another, as in ``"lbv+vsharp"``. Nothing is
+        removed, and this not read, where no inversion starts from the local field.
+    inversion : str
+        A method, or several that share what comes before them, as in ``"tv,rts"``.
+    reference : str
+        A method of :func:`qsmpipe.workflows.reference.init_reference_wf`.
+    parameters : mapping, optional
+        Stage to method to parameter to value, where the default is not wanted.
+    omp_nthreads : int
+        CPU threads of a node.
+    use_gpu : bool
+        Run what can on CUDA; each such node takes one GPU slot.
+    name : str
+        Name of the workflow.
+
+    Inputs
+    ------
+    field, noise
+        Total field and its standard deviation (ppm).
+    mask
+        Where they are known.
+    b0_direction
+        Unit vector along B0 in voxel axes.
+    phase, magnitude
+        All echoes (echo last), phase in rad, wrapped; for the inversions that start from phase.
+    combined, r2star
+        Magnitude of all echoes combined, and R2* (1/s), for the methods that take them.
+    echo_times, field_strength
+        s and T, for the methods that work with phase.
+    region
+        Mask of the reference region, with ``reference="region"``.
+
+    Outputs
+    -------
+    chi
+        Susceptibility (ppm) by the first inversion, referenced; 0 outside ``qsm_mask``.
+    unreferenced, reference_value
+        The same before the reference was subtracted, and what was subtracted (ppm).
+    local_field
+        Field of the sources inside the mask (ppm); undefined where no inversion needs it.
+    qsm_mask
+        Where ``chi`` is trusted: ``mask``, eroded as the background removal needs.
+    compared, median
+        With several inversions: the list of their maps (ppm), in their order, each referenced;
+        and the median of these maps where all are known, referenced to the whole of that.
+    steps
+        List of what was done.
+    """
+    inversions = names_in("inversion", inversion)
+    backgrounds = names_in("background", background) if needs_background(inversions) else ()
+    threads: dict[str, Any] = {"omp_nthreads": omp_nthreads, "use_gpu": use_gpu}
+
+    workflow = Workflow(name=name)
+    inputnode = Node(IdentityInterface(fields=list(INPUTS)), name="inputnode")
+    outputnode = Node(IdentityInterface(fields=list(OUTPUTS)), name="outputnode")
+    total = {"field": (inputnode, "field"), "mask": (inputnode, "mask")}
+    local = total
+    done: list[tuple[Workflow, Any]] = []
+
+    def one(stage: str, method: str) -> Mapping[str, Any]:
+        return (parameters or {}).get(stage, {}).get(method, {})
+
+    for method in backgrounds:
+        background_wf = init_background_wf(
+            method=method,
+            parameters=one("background", method),
+            name=f"background_{method}_wf",
+            **threads,
+        )
+        workflow.connect([
+            (inputnode, background_wf, [(x, f"inputnode.{x}") for x in (
+                "noise", "b0_direction")]),
+            *((node, background_wf, [(output, f"inputnode.{x}")])
+              for x, (node, output) in local.items()),
+        ])  # fmt: skip
+        local = {x: (background_wf, f"outputnode.{x}") for x in ("field", "mask")}
+        done.append((background_wf, "outputnode.step"))
+    if backgrounds:
+        workflow.connect(*local["field"], outputnode, "local_field")
+
+    maps, masks = [], []
+    for method in inversions:
+        starts_from = METHODS["inversion"][method].starts_from
+        source = local if starts_from == "local field" else total
+        inversion_wf = init_inversion_wf(
+            method=method,
+            parameters=one("inversion", method),
+            name=f"inversion_{method}_wf",
+            **threads,
+        )
+        reference_wf = init_reference_wf(method=reference, name=f"reference_{method}_wf")
+        workflow.connect([
+            (inputnode, inversion_wf, [(x, f"inputnode.{x}") for x in (
+                "b0_direction", "echo_times", "field_strength")]),
+            (*source["mask"][:1], inversion_wf, [(source["mask"][1], "inputnode.mask")]),
+            (inputnode, reference_wf, [("region", "inputnode.region")]),
+            (*source["mask"][:1], reference_wf, [(source["mask"][1], "inputnode.mask")]),
+            (inversion_wf, reference_wf, [("outputnode.chi", "inputnode.chi")]),
+        ])  # fmt: skip
+        if starts_from == "phase":
+            workflow.connect([(inputnode, inversion_wf, [(x, f"inputnode.{x}") for x in (
+                "phase", "magnitude")])])  # fmt: skip
+        else:
+            workflow.connect([
+                (inputnode, inversion_wf, [("noise", "inputnode.noise"),
+                                           ("r2star", "inputnode.r2star"),
+                                           ("combined", "inputnode.magnitude")]),
+                (*source["field"][:1], inversion_wf, [(source["field"][1], "inputnode.field")]),
+            ])  # fmt: skip
+        step = "outputnode.step"
+        done.append((inversion_wf, step))
+        done.append((reference_wf, (step, _of, method) if len(inversions) > 1 else step))
+        maps.append((reference_wf, "outputnode.chi"))
+        masks.append(source["mask"])
+        if method == inversions[0]:
+            workflow.connect(*source["mask"], outputnode, "qsm_mask")
+            workflow.connect([
+                (inversion_wf, outputnode, [("outputnode.chi", "unreferenced")]),
+                (reference_wf, outputnode, [("outputnode.chi", "chi"),
+                                            ("outputnode.value", "reference_value")]),
+            ])  # fmt: skip
+
+    def merged(outputs: list[tuple[Any, Any]], name: str) -> Node:
+        node = Node(Merge(len(outputs)), name=name)
+        for n, (part, output) in enumerate(outputs, 1):
+            workflow.connect(part, output, node, f"in{n}")
+        return node
+
+    workflow.connect(merged(done, "steps"), "out", outputnode, "steps")
+    if len(inversions) > 1:
+        compared = merged(maps, "maps")
+        median = Node(MedianMap(num_threads=omp_nthreads), name="median")
+        workflow.connect([
+            (compared, median, [("out", "maps")]),
+            (merged(masks, "masks"), median, [("out", "masks")]),
+            (compared, outputnode, [("out", "compared")]),
+            (median, outputnode, [("chi", "median")]),
+        ])  # fmt: skip
+    return workflow
+
+
+def _of(step: dict, inversion: str) -> dict:
+    """Say which inversion's map a step belongs to."""
+    return {**step, "inversion": inversion}
