@@ -7,17 +7,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from qsmpipe.numerics.background.common import LocalField, one_by_one
+from qsmpipe.numerics.background.common import LocalField, minimal_residual, one_by_one
 from qsmpipe.numerics.fourier import Shape, Zooms, irfft, padded_shape, rfft
 from qsmpipe.numerics.grids import crop, in_place
 from qsmpipe.numerics.kernels import AXIAL, dipole
-from qsmpipe.numerics.solvers import Convergence, conjugate_gradient
+from qsmpipe.numerics.solvers import Convergence
 
-PDF_MARGIN = 40.0
+PDF_MARGIN = 20.0
 """Zeros between the mask's bounding box and its periodic image (mm)."""
 
-PDF_TOLERANCE = 1e-3
-PDF_MAX_ITERATIONS = 200
+PDF_TOLERANCE = 0.05
+PDF_MAX_ITERATIONS = 100
 
 LARGEST_WEIGHT = 5.0
 """In medians of all weights: one voxel of tiny noise must not outweigh the others."""
@@ -57,6 +57,13 @@ class Projection:
         spectrum = rfft(weighted * self.weight, self.shape).mul_(self.transfer)
         return irfft(spectrum, self.shape, self.shape).mul_(self.sources)
 
+    def gram(self, weighted: Tensor) -> Tensor:
+        """Weighted field of what :meth:`adjoint` makes of a weighted field."""
+        spectrum = rfft(weighted * self.weight, self.shape).mul_(self.transfer)
+        unknowns = irfft(spectrum, self.shape, self.shape)
+        del spectrum  # the largest of all: two at once would decide on the peak of memory
+        return self(unknowns.mul_(self.sources))
+
 
 def pdf(
     field: Tensor,
@@ -78,9 +85,11 @@ def pdf(
 
     is its background. The mask is kept: no voxel is lost at the edge, though local sources that
     touch it are explained from outside in part. Offset, shims and sources far away are fitted
-    first, by solid harmonics up to the second order, so that ``tolerance`` speaks of the rest;
-    conjugate gradients on the preconditioned normal equations do that, two pairs of transforms a
-    step.
+    first, by solid harmonics up to the second order. There is no regularisation: what the first
+    steps explain is smooth, and the number of steps takes its place. Conjugate residuals on
+    :math:`A A^T`, with :math:`A` from the sources to the weighted field, take two pairs of
+    transforms a step; they are conjugate gradients on the normal equations in vectors the size of
+    the mask's box.
 
     Parameters
     ----------
@@ -97,19 +106,22 @@ def pdf(
         field has no say in the fit but still gets its background removed.
     margin : float
         Width of the zeros between the mask and its periodic image (mm): sources lie there, and
-        wherever else in the mask's bounding box it is false.
+        wherever else in the mask's bounding box it is false. Sources near the mask can stand in
+        for all others: a simulated head at 1 mm had the same error with 10, 20 and 40 mm.
     tolerance : float
-        Stop when the gradient's norm has fallen to this fraction of its first value. A simulated
-        head at 2 mm took 49 steps to 1e-3, 79 with B0 tilted by 30 degrees; the local field was
-        then within 2 % of where it went in the end, at 2e-3 within 6 %.
+        Stop when the norm of the gradient is this fraction of the largest that what is left could
+        have: the rest is then out of the sources' reach but for that part. Unlike a fraction of
+        the first gradient, it does not ask a field with much noise, or a mask with sources in
+        it, for more than they hold. That head took 23 to 27 steps to 0.05 and twice as many to
+        0.02, which took 1 % off an error of 47 %.
     max_iterations : int
         Stop here at the latest.
 
     Returns
     -------
     LocalField
-        ``mask`` is the one that went in; ``convergence.change`` is the relative norm of the
-        preconditioned gradient.
+        ``mask`` is the one that went in; ``convergence.change`` is the norm of the preconditioned
+        gradient over the largest it could have.
 
     Raises
     ------
@@ -122,20 +134,17 @@ def pdf(
     .. [1] Liu et al. NMR Biomed 24 (2011) 1129, doi:10.1002/nbm.1670
     """
     known, inside, box = crop(field, mask)
-    weight = weights(noise, mask)[box].to(known)
+    weight = weights(noise, mask)[box].to(known).contiguous()
     project = projection(inside, weight, zooms, b0_direction, margin=margin)
 
     def solve(total: Tensor) -> tuple[Tensor, Convergence]:
         rest = (total - smooth_part(total, weight, zooms)).mul_(inside)
         if rest.abs().max() <= 64 * torch.finfo(total.dtype).eps * total.abs().max():
             return rest.zero_(), Convergence(True, 0, 0.0, tolerance)
-        unknowns, convergence = conjugate_gradient(
-            lambda direction: project.adjoint(project(direction)),
-            project.adjoint(rest * weight),
-            tolerance=tolerance,
-            max_iterations=max_iterations,
+        dual, convergence = minimal_residual(
+            project.gram, rest * weight, tolerance=tolerance, max_iterations=max_iterations
         )
-        return rest.sub_(project.field(unknowns)).mul_(inside), convergence
+        return rest.sub_(project.field(project.adjoint(dual))).mul_(inside), convergence
 
     local, convergence = one_by_one(solve, known)
     return LocalField(in_place(local, box, mask), mask.clone(), convergence)

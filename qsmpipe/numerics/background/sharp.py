@@ -1,4 +1,4 @@
-"""Background removal by the mean value property of harmonic fields: V-SHARP and RESHARP."""
+"""Background removal by the mean value property of harmonic fields: the SHARP family, iSMV."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +11,12 @@ from qsmpipe.numerics.fourier import Shape, Zooms, irfft, padded_shape, rfft
 from qsmpipe.numerics.grids import crop, in_place
 from qsmpipe.numerics.kernels import ball_mean, ball_voxels
 from qsmpipe.numerics.solvers import Convergence, conjugate_gradient
+
+SHARP_RADIUS = 6.0
+"""Ball radius of SHARP (mm), and what the mask loses at its edge."""
+
+SHARP_THRESHOLD = 0.05
+"""Where the high-pass filter of SHARP is smaller, it is not inverted."""
 
 VSHARP_RADII = tuple(float(radius) for radius in range(12, 0, -1))
 """Ball radii of V-SHARP (mm)."""
@@ -26,6 +32,61 @@ RESHARP_LAMBDA = 1e-4
 
 RESHARP_TOLERANCE = 1e-2
 RESHARP_MAX_ITERATIONS = 100
+
+ISMV_RADIUS = 4.0
+"""Ball radius of iSMV (mm), and what the mask loses at its edge."""
+
+ISMV_TOLERANCE = 1e-3
+ISMV_MAX_ITERATIONS = 200
+
+
+def sharp(
+    field: Tensor,
+    mask: Tensor,
+    zooms: Zooms,
+    *,
+    radius: float = SHARP_RADIUS,
+    threshold: float = SHARP_THRESHOLD,
+) -> LocalField:
+    r"""Remove the background field by SHARP [1]_.
+
+    A field is harmonic where it has no sources, and a harmonic field equals its own mean over any
+    ball: what is left of ``field - mean`` comes from local sources. That filter is inverted where
+    it is well above 0, with :math:`M_r` where the ball fits and :math:`S` the mean over it:
+
+    .. math:: x = M_r \mathcal F^{-1} \frac{\mathcal F M_r (1 - S) f}{1 - \hat S}.
+
+    This is :func:`vsharp` with a single ball, and weighted like its balls.
+
+    Parameters
+    ----------
+    field : (..., X, Y, Z) real tensor
+        Total field, in any unit; what stands outside ``mask`` does not matter.
+    mask : (X, Y, Z) bool tensor
+        Where ``field`` is known.
+    zooms : tuple of float
+        Voxel size (mm).
+    radius : float
+        Ball radius (mm); what the mask loses.
+    threshold : float
+        Frequencies where :math:`|1 - \hat S|` is smaller are set to 0.
+
+    Returns
+    -------
+    LocalField
+        ``mask`` is the one that went in, eroded by the ball; ``convergence`` is None.
+
+    Raises
+    ------
+    ValueError
+        If the grids differ, the mask is empty or not bool, the field is not finite inside, or the
+        ball reaches no neighbour or does not fit into the mask.
+
+    References
+    ----------
+    .. [1] Schweser et al. NeuroImage 54 (2011) 2789, doi:10.1016/j.neuroimage.2010.10.070
+    """
+    return vsharp(field, mask, zooms, radii=(radius,), threshold=threshold)
 
 
 def vsharp(
@@ -172,11 +233,84 @@ def resharp(
     )
 
 
+def ismv(
+    field: Tensor,
+    mask: Tensor,
+    zooms: Zooms,
+    *,
+    radius: float = ISMV_RADIUS,
+    tolerance: float = ISMV_TOLERANCE,
+    max_iterations: int = ISMV_MAX_ITERATIONS,
+) -> LocalField:
+    r"""Remove the background field by iterative spherical mean values (iSMV) [1]_.
+
+    The background is what repeated means over a ball leave of the field, which is held at its
+    value where the ball does not fit: the fixed point of
+
+    .. math:: f_b \leftarrow M_r S f_b + (M - M_r) f,
+
+    with :math:`M_r` where the ball fits into ``mask`` :math:`M` and :math:`S` the mean over it.
+    At the fixed point :math:`x = f - f_b`, which is 0 outside :math:`M_r`, solves
+
+    .. math:: M_r (1 - S) M_r \, x = M_r (1 - S) f.
+
+    The system is symmetric and positive definite: conjugate gradients reach in tens of steps, one
+    pair of transforms each as in the paper, what the fixed point takes hundreds for. Their
+    residual is the change that one step of the paper would make. Balls are weighted as in
+    :func:`vsharp`. The local field at the edge of :math:`M_r` goes into the background.
+
+    Parameters
+    ----------
+    field : (..., X, Y, Z) real tensor
+        Total field, in any unit; what stands outside ``mask`` does not matter.
+    mask : (X, Y, Z) bool tensor
+        Where ``field`` is known.
+    zooms : tuple of float
+        Voxel size (mm).
+    radius : float
+        Ball radius (mm); what the mask loses.
+    tolerance : float
+        Stop when a step of the fixed point would change the background by this fraction of
+        what it changes in the first step from ``f_b = f``. The paper compares it with the norm
+        of ``field``, which an offset of the field would change.
+    max_iterations : int
+        Stop here at the latest.
+
+    Returns
+    -------
+    LocalField
+        ``mask`` is the one that went in, eroded by the ball; ``convergence.change`` is the
+        relative residual.
+
+    Raises
+    ------
+    ValueError
+        If the grids differ, the mask is empty or not bool, the field is not finite inside, or the
+        ball reaches no neighbour or does not fit into the mask.
+
+    References
+    ----------
+    .. [1] Wen et al. Magn Reson Med 72 (2014) 1065, doi:10.1002/mrm.24998
+    """
+    known, inside, box = crop(field, mask)
+    deviation = Deviation.on_grid(inside, zooms, radius, like=known)
+
+    def solve(total: Tensor) -> tuple[Tensor, Convergence]:
+        return conjugate_gradient(
+            deviation, deviation(total), tolerance=tolerance, max_iterations=max_iterations
+        )
+
+    local, convergence = one_by_one(solve, known)
+    return LocalField(
+        in_place(local, box, mask), in_place(deviation.trusted, box, mask), convergence
+    )
+
+
 def _usable(radii: Sequence[float], inside: Tensor, zooms: Zooms) -> list[float]:
     """Radii, largest first, of the balls that reach a neighbour and are no wider than the grid."""
     reaching = sorted((radius for radius in radii if radius >= max(zooms)), reverse=True)
     if not reaching:
-        raise ValueError(_too_small(max(radii, default=0.0), zooms))
+        raise ValueError(too_small(max(radii, default=0.0), zooms))
     widest = min((n + 1) / 2 * zoom for n, zoom in zip(inside.shape, zooms, strict=True))
     usable = [radius for radius in reaching if radius < widest]
     if not usable:
@@ -228,7 +362,7 @@ class Deviation:
     def on_grid(cls, inside: Tensor, zooms: Zooms, radius: float, *, like: Tensor) -> "Deviation":
         """Prepare for the mask ``inside`` and a ball of ``radius`` mm."""
         if radius < max(zooms):
-            raise ValueError(_too_small(radius, zooms))
+            raise ValueError(too_small(radius, zooms))
         balls = Balls.on_grid(inside, zooms, radius, like=like)
         trusted = balls.fit(radius)
         if not trusted.any():
@@ -255,7 +389,8 @@ def _filter(image: Tensor, transfer: Tensor, shape: Shape) -> Tensor:
     return irfft(rfft(image, shape).mul_(transfer), shape, image.shape[-3:])
 
 
-def _too_small(radius: float, zooms: Zooms) -> str:
+def too_small(radius: float, zooms: Zooms) -> str:
+    """Say that a ball reaches no neighbour."""
     return (
         f"a ball of radius {radius:g} mm reaches no neighbour in voxels of "
         f"{' x '.join(f'{zoom:g}' for zoom in zooms)} mm: take at least {max(zooms):g} mm"
