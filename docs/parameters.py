@@ -17,7 +17,7 @@ What the parameters mean, and their units: [methods.md](methods.md). A parameter
 `--set STAGE.PARAMETER=VALUE`, or `--set STAGE.METHOD.PARAMETER=VALUE` where several methods of a
 stage run and share its name: [usage.md](usage.md#parameters)."""
 
-CHOICES = (*STAGES, "mask_erosion", "reference")
+CHOICES = (*STAGES, "mask_erosion", "mask_residual", "reference", "two_pass")
 """What a preset decides on, beside parameters."""
 
 

@@ -5,6 +5,7 @@ import keyword
 import logging
 import resource
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -118,6 +119,16 @@ class Stage(SimpleInterface):
         self._step["parameters"] |= parameters
         choices = {name: value for name, value in choices.items() if name in known}
         return self.function(*data, **parameters, **choices)
+
+    def _call_and_note(self, *data: Any, **choices: Any) -> Any:
+        """Do :meth:`_call`; what ``function`` warns of becomes a warning of this step."""
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", RuntimeWarning)
+            result = self._call(*data, **choices)
+        self._step["warnings"] += [
+            str(warning.message) for warning in caught if warning.category is RuntimeWarning
+        ]
+        return result
 
     def _record(self, convergence: Convergence | None) -> None:
         """Note how an iteration ended; one that ran out of steps is a warning."""

@@ -28,6 +28,7 @@ class _WriteDerivativesInputSpec(BaseInterfaceInputSpec):
     chi = File(exists=True, desc="susceptibility (ppm), referenced")
     unreferenced = File(exists=True, desc="susceptibility (ppm) before referencing")
     qsm_mask = File(exists=True, desc="where susceptibility is trusted")
+    reference_region = File(exists=True, desc="region that was found for the reference")
     mask = File(exists=True, desc="brain mask")
     quality = File(exists=True, desc="phase quality, 0 to 1")
     combined = File(exists=True, desc="magnitude of all echoes combined")
@@ -39,6 +40,10 @@ class _WriteDerivativesInputSpec(BaseInterfaceInputSpec):
     r2star = File(exists=True, desc="R2* (1/s)")
     t2star = File(exists=True, desc="T2* (s)")
     s0 = File(exists=True, desc="signal at echo time 0")
+    swi = File(exists=True, desc="susceptibility-weighted image")
+    minip = File(exists=True, desc="minimum of `swi` over a slab of slices")
+    cosmos = File(exists=True, desc="susceptibility (ppm) by several orientations, referenced")
+    cosmos_mask = File(exists=True, desc="where it is known")
     b0_direction = traits.List(traits.Float, desc="unit vector along B0 in voxel axes")
     inversions = traits.List(traits.Str, desc="the inversions, the one of `chi` first")
     compared = traits.List(

@@ -6,10 +6,11 @@ import torch
 from nipype.interfaces.base import File, traits
 
 from qsmpipe import images
-from qsmpipe.interfaces.base import Stage, StageInputSpec, StageOutputSpec
+from qsmpipe.interfaces.base import Stage, StageInputSpec, StageOutputSpec, at_most, stops_below
 from qsmpipe.numerics.field import (
     DEFAULT_MAX_ITERATIONS,
     DEFAULT_TOLERANCE,
+    linear,
     nonlinear,
     weighted_mean,
 )
@@ -57,12 +58,17 @@ class WeightedMean(_Field):
     function = staticmethod(weighted_mean)
 
 
+class LinearFit(_Field):
+    """Fit a line with offset to the phase (:func:`qsmpipe.numerics.field.linear`)."""
+
+    method = "linear"
+    function = staticmethod(linear)
+
+
 class _NonlinearFitInputSpec(_FieldInputSpec):
     offset = traits.Bool(False, usedefault=True, desc="fit the phase at echo time 0 as well")
-    tolerance = traits.Float(
-        DEFAULT_TOLERANCE, usedefault=True, desc="a voxel is done when it moves less (rad)"
-    )
-    max_iterations = traits.Int(DEFAULT_MAX_ITERATIONS, usedefault=True, desc="steps at most")
+    tolerance = stops_below(DEFAULT_TOLERANCE, "a voxel is done when it moves less (rad)")
+    max_iterations = at_most(DEFAULT_MAX_ITERATIONS, "steps at most")
 
 
 class NonlinearFit(_Field):

@@ -1,7 +1,7 @@
 """Nipype interfaces to :mod:`qsmpipe.numerics.inversion`."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, get_args
 
 import torch
 from nipype.interfaces.base import File, traits
@@ -12,11 +12,24 @@ from qsmpipe.interfaces.base import (
     StageInputSpec,
     StageOutputSpec,
     at_most,
+    not_negative,
     positive,
     stops_below,
 )
 from qsmpipe.methods import parameters_of
-from qsmpipe.numerics.inversion import l2, rts, tkd, tv
+from qsmpipe.numerics.inversion import ilsqr, l2, rts, tikhonov, tkd, tsvd, tv, two_level
+from qsmpipe.numerics.inversion.common import Curve
+from qsmpipe.numerics.inversion.direct import Prior
+from qsmpipe.numerics.inversion.hd import hdqsm
+from qsmpipe.numerics.inversion.l1 import l1qsm
+from qsmpipe.numerics.inversion.medi import medi
+from qsmpipe.numerics.inversion.ndi import ndi
+from qsmpipe.numerics.inversion.nonlinear import nltv
+from qsmpipe.numerics.inversion.single_step import sstv
+from qsmpipe.numerics.inversion.tfi import tfi
+from qsmpipe.numerics.inversion.tgv import nltgv, tgv
+from qsmpipe.numerics.inversion.tgv_phase import tgvqsm
+from qsmpipe.numerics.inversion.weak_harmonic import whqsm
 
 
 def _defaults(method: str) -> dict[str, Any]:
@@ -25,6 +38,40 @@ def _defaults(method: str) -> dict[str, Any]:
 
 
 _TKD, _L2, _RTS, _TV = (_defaults(method) for method in ("tkd", "l2", "rts", "tv"))
+_TSVD, _TIKHONOV, _ILSQR, _TWO_LEVEL = (
+    _defaults(method) for method in ("tsvd", "tikhonov", "ilsqr", "two-level")
+)
+
+
+def _weight(value: float | str, desc: str, *words: str) -> traits.Union:
+    """Make the weight of a regularisation: a number above 0, or a word for how to choose it."""
+    return traits.Union(
+        traits.Range(low=0.0, exclude_low=True, value=1.0),
+        traits.Enum(*words),
+        default_value=value,
+        usedefault=True,
+        desc=f"{desc}, or {' or '.join(words)}",
+    )
+
+
+def _threshold(value: float) -> traits.Range:
+    return traits.Range(
+        low=0.0,
+        high=2 / 3,
+        exclude_low=True,
+        value=value,
+        usedefault=True,
+        desc="least dipole kernel that is divided by",
+    )
+
+
+def _prior(value: str) -> traits.Enum:
+    return traits.Enum(
+        value,
+        *(name for name in get_args(Prior) if name != value),
+        usedefault=True,
+        desc="what is penalised: the map's gradient, the map itself, or its Laplacian",
+    )
 
 
 class _InversionInputSpec(StageInputSpec):
@@ -58,9 +105,10 @@ class _InversionOutputSpec(StageOutputSpec):
 class _Inversion(Stage):
     input_spec, output_spec = _InversionInputSpec, _InversionOutputSpec
     stage = "inversion"
+    data: ClassVar[str] = "field"
 
     def _compute(self, cwd: Path, device: torch.device) -> None:
-        like = self.inputs.field
+        like = getattr(self.inputs, self.data)
         result = self._call(
             images.load(like, device=device),
             images.load(self.inputs.mask, like=like, dtype=torch.bool, device=device),
@@ -69,18 +117,27 @@ class _Inversion(Stage):
         )
         self._record(result.convergence)
         self._step["parameters"] |= result.chosen
+        self._note(result.curve)
         self._results["chi"] = images.save(result.chi, cwd / "chi.nii.gz", like=like)
+
+    def _note(self, curve: Curve | None) -> None:
+        """Keep what lambda was chosen from; a rule that found none is a warning."""
+        if curve is None:
+            return
+        self._step["curve"] = {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in curve._asdict().items()
+        }
+        if not curve.found:
+            self._step["warnings"].append(
+                f"{self.stage} ({self.method}): the rule {curve.rule} found no lambda from "
+                f"{curve.lambdas[0]:.3g} to {curve.lambdas[-1]:.3g}, and "
+                f"{curve.lambda_:.3g} was taken: look at the curve, give a number"
+            )
 
 
 class _TKDInputSpec(_InversionInputSpec):
-    threshold = traits.Range(
-        low=0.0,
-        high=2 / 3,
-        exclude_low=True,
-        value=_TKD["threshold"],
-        usedefault=True,
-        desc="least dipole kernel that is divided by",
-    )
+    threshold = _threshold(_TKD["threshold"])
 
 
 class TKD(_Inversion):
@@ -91,16 +148,89 @@ class TKD(_Inversion):
     function = staticmethod(tkd)
 
 
+class _TSVDInputSpec(_InversionInputSpec):
+    threshold = _threshold(_TSVD["threshold"])
+
+
+class TSVD(_Inversion):
+    """Divide where the kernel is large (:func:`qsmpipe.numerics.inversion.direct.tsvd`)."""
+
+    input_spec = _TSVDInputSpec
+    method = "tsvd"
+    function = staticmethod(tsvd)
+
+
 class _L2InputSpec(_InversionInputSpec):
-    lambda_ = positive(_L2["lambda_"], "weight of the squared gradient (mm2)")
+    prior = _prior(_L2["prior"])
+    lambda_ = _weight(
+        _L2["lambda_"], "weight of the penalty (mm2, 1 or mm4)", "l-curve", "discrepancy"
+    )
 
 
 class L2(_Inversion):
-    """Invert with the squared gradient (:func:`qsmpipe.numerics.inversion.direct.l2`)."""
+    """Invert with a squared penalty (:func:`qsmpipe.numerics.inversion.direct.l2`)."""
 
     input_spec = _L2InputSpec
     method = "l2"
     function = staticmethod(l2)
+
+
+class _TikhonovInputSpec(_InversionInputSpec):
+    prior = _prior(_TIKHONOV["prior"])
+    lambda_ = _weight(
+        _TIKHONOV["lambda_"], "weight of the penalty (mm2, 1 or mm4)", "l-curve", "discrepancy"
+    )
+    tolerance = stops_below(_TIKHONOV["tolerance"], "relative residual that stops")
+    max_iterations = at_most(_TIKHONOV["max_iterations"])
+
+
+class Tikhonov(_Inversion):
+    """Invert with a squared penalty (:func:`qsmpipe.numerics.inversion.tikhonov.tikhonov`)."""
+
+    input_spec = _TikhonovInputSpec
+    method = "tikhonov"
+    function = staticmethod(tikhonov)
+
+
+class _ILSQRInputSpec(_InversionInputSpec):
+    threshold = traits.Range(
+        low=0.0,
+        high=2 / 3,
+        value=_ILSQR["threshold"],
+        usedefault=True,
+        desc="dipole kernel below which frequencies may hold streaks",
+    )
+    tolerance = stops_below(_ILSQR["tolerance"], "relative residual that stops")
+    max_iterations = at_most(_ILSQR["max_iterations"])
+
+
+class ILSQR(_Inversion):
+    """Least squares, streaks taken out (:func:`qsmpipe.numerics.inversion.ilsqr.ilsqr`)."""
+
+    input_spec = _ILSQRInputSpec
+    method = "ilsqr"
+    function = staticmethod(ilsqr)
+
+
+class _TwoLevelInputSpec(_InversionInputSpec):
+    lambda_ = _weight(
+        _TWO_LEVEL["lambda_"], "weight of the total variation, second level (ppm mm)", "auto"
+    )
+    ratio = positive(_TWO_LEVEL["ratio"], "weight at the first level over lambda")
+    strong = not_negative(_TWO_LEVEL["strong"], "least size of a strong source (ppm)")
+    rho = positive(
+        _TWO_LEVEL["rho"], "penalty of the gradient's split over lambda (mm/ppm): speed only"
+    )
+    tolerance = stops_below(_TWO_LEVEL["tolerance"])
+    max_iterations = at_most(_TWO_LEVEL["max_iterations"])
+
+
+class TwoLevel(_Inversion):
+    """Strong sources first (:func:`qsmpipe.numerics.inversion.two_level.two_level`)."""
+
+    input_spec = _TwoLevelInputSpec
+    method = "two-level"
+    function = staticmethod(two_level)
 
 
 class _RTSInputSpec(_InversionInputSpec):
@@ -127,14 +257,22 @@ class RTS(_Inversion):
     function = staticmethod(rts)
 
 
-class _TVInputSpec(_InversionInputSpec):
-    lambda_ = traits.Union(
-        traits.Float,
-        traits.Enum("auto"),
-        default_value=_TV["lambda_"],
+def _edges(value: float) -> traits.Range:
+    return traits.Range(
+        low=0.0,
+        high=1.0,
+        exclude_high=True,
+        value=value,
         usedefault=True,
-        desc='weight of the total variation (ppm mm), or "auto" to follow the noise',
+        desc="share of the gradient's components that cost nothing: edges of `magnitude`",
     )
+
+
+class _TVInputSpec(_InversionInputSpec):
+    lambda_ = _weight(
+        _TV["lambda_"], "weight of the total variation (ppm mm)", "auto", "l-curve", "discrepancy"
+    )
+    edges = _edges(_TV["edges"])
     rho = positive(_TV["rho"], "penalty of the gradient's split over lambda (mm/ppm): speed only")
     mu = positive(_TV["mu"], "penalty of the field's split: speed only")
     tolerance = stops_below(_TV["tolerance"])
@@ -147,3 +285,261 @@ class TV(_Inversion):
     input_spec = _TVInputSpec
     method = "tv"
     function = staticmethod(tv)
+
+
+_NLTV, _TGV, _NLTGV, _WHQSM, _L1QSM, _HDQSM = (
+    _defaults(method) for method in ("nltv", "tgv", "nltgv", "whqsm", "l1qsm", "hdqsm")
+)
+
+
+def _follows_noise(
+    value: str, desc: str = "weight of the total variation (ppm mm)"
+) -> traits.Union:
+    return traits.Union(
+        traits.Float,
+        traits.Enum("auto"),
+        default_value=value,
+        usedefault=True,
+        desc=f'{desc}, or "auto" to follow the noise',
+    )
+
+
+_RHO = "penalty of the gradient's split over lambda (mm/ppm): speed only"
+_MU = "penalty of the field's split: speed only"
+
+
+class _NonlinearTVInputSpec(_InversionInputSpec):
+    lambda_ = _follows_noise(_NLTV["lambda_"])
+    edges = _edges(_NLTV["edges"])
+    rho = positive(_NLTV["rho"], _RHO)
+    mu = positive(_NLTV["mu"], _MU)
+    tolerance = stops_below(_NLTV["tolerance"])
+    max_iterations = at_most(_NLTV["max_iterations"])
+
+
+class NonlinearTV(_Inversion):
+    """Invert the phase by TV (:func:`qsmpipe.numerics.inversion.nonlinear.nltv`)."""
+
+    input_spec = _NonlinearTVInputSpec
+    method = "nltv"
+    function = staticmethod(nltv)
+
+
+class _TGVInputSpec(_InversionInputSpec):
+    lambda_ = _follows_noise(_TGV["lambda_"], "weight of the first order (ppm mm)")
+    ratio = positive(_TGV["ratio"], "weight of the second order over that (mm)")
+    rho = positive(_TGV["rho"], "penalty of both splits over their weights (mm/ppm): speed only")
+    mu = positive(_TGV["mu"], _MU)
+    tolerance = stops_below(_TGV["tolerance"])
+    max_iterations = at_most(_TGV["max_iterations"])
+
+
+class TGV(_Inversion):
+    """Invert with total generalised variation (:func:`qsmpipe.numerics.inversion.tgv.tgv`)."""
+
+    input_spec = _TGVInputSpec
+    method = "tgv"
+    function = staticmethod(tgv)
+
+
+class _NonlinearTGVInputSpec(_InversionInputSpec):
+    lambda_ = _follows_noise(_NLTGV["lambda_"], "weight of the first order (ppm mm)")
+    ratio = positive(_NLTGV["ratio"], "weight of the second order over that (mm)")
+    rho = positive(_NLTGV["rho"], "penalty of both splits over their weights (mm/ppm): speed only")
+    mu = positive(_NLTGV["mu"], _MU)
+    tolerance = stops_below(_NLTGV["tolerance"])
+    max_iterations = at_most(_NLTGV["max_iterations"])
+
+
+class NonlinearTGV(_Inversion):
+    """Invert the phase by TGV (:func:`qsmpipe.numerics.inversion.tgv.nltgv`)."""
+
+    input_spec = _NonlinearTGVInputSpec
+    method = "nltgv"
+    function = staticmethod(nltgv)
+
+
+class _WeakHarmonicInputSpec(_InversionInputSpec):
+    lambda_ = _follows_noise(_WHQSM["lambda_"])
+    beta = positive(_WHQSM["beta"], "weight of the remnant's squared Laplacian (mm4)")
+    rho = positive(_WHQSM["rho"], _RHO)
+    mu = positive(_WHQSM["mu"], _MU)
+    nu = positive(_WHQSM["nu"], "penalty of the Laplacian's split (mm4): speed only")
+    tolerance = stops_below(_WHQSM["tolerance"])
+    max_iterations = at_most(_WHQSM["max_iterations"])
+
+
+class WeakHarmonicQSM(_Inversion):
+    """Invert with a remnant field (:func:`qsmpipe.numerics.inversion.weak_harmonic.whqsm`)."""
+
+    input_spec = _WeakHarmonicInputSpec
+    method = "whqsm"
+    function = staticmethod(whqsm)
+
+
+class _L1QSMInputSpec(_InversionInputSpec):
+    lambda_ = positive(_L1QSM["lambda_"], "weight of the total variation (mm)")
+    rho = positive(_L1QSM["rho"], _RHO)
+    mu = positive(_L1QSM["mu"], "penalty of the field's split (1/ppm): speed only")
+    tolerance = stops_below(_L1QSM["tolerance"])
+    max_iterations = at_most(_L1QSM["max_iterations"])
+
+
+class L1QSM(_Inversion):
+    """Invert with absolute residuals (:func:`qsmpipe.numerics.inversion.l1.l1qsm`)."""
+
+    input_spec = _L1QSMInputSpec
+    method = "l1qsm"
+    function = staticmethod(l1qsm)
+
+
+class _HDQSMInputSpec(_InversionInputSpec):
+    lambda_ = _follows_noise(_HDQSM["lambda_"])
+    l1_lambda = positive(
+        _HDQSM["l1_lambda"], "weight of the total variation in the first stage (mm)"
+    )
+    l1_iterations = at_most(_HDQSM["l1_iterations"], "iterations of the first stage")
+    rho = positive(_HDQSM["rho"], _RHO)
+    mu = positive(_HDQSM["mu"], _MU)
+    tolerance = stops_below(_HDQSM["tolerance"])
+    max_iterations = at_most(_HDQSM["max_iterations"], "iterations of the second stage at most")
+
+
+class HDQSM(_Inversion):
+    """Invert with a hybrid data term (:func:`qsmpipe.numerics.inversion.hd.hdqsm`)."""
+
+    input_spec = _HDQSMInputSpec
+    method = "hdqsm"
+    function = staticmethod(hdqsm)
+
+
+_MEDI, _NDI, _TFI, _TGVQSM = (_defaults(method) for method in ("medi", "ndi", "tfi", "tgvqsm"))
+
+
+class _MEDIInputSpec(_InversionInputSpec):
+    lambda_ = traits.Union(
+        traits.Float,
+        traits.Enum("auto"),
+        default_value=_MEDI["lambda_"],
+        usedefault=True,
+        desc='weight of the data (1/(rad mm)), or "auto" to follow the noise',
+    )
+    edges = _edges(_MEDI["edges"])
+    radius = not_negative(
+        _MEDI["radius"], "of the ball whose mean is taken off field and kernel (mm); 0: none"
+    )
+    merit = traits.Bool(
+        _MEDI["merit"], usedefault=True, desc="weight down voxels of large residual"
+    )
+    csf_weight = not_negative(
+        _MEDI["csf_weight"],
+        "weight of the variance in the ventricles (1/(rad mm)), which needs `r2star`; 0: none",
+    )
+    tolerance = stops_below(_MEDI["tolerance"])
+    max_iterations = at_most(_MEDI["max_iterations"], "Gauss-Newton steps at most")
+
+
+class MEDI(_Inversion):
+    """Invert off the magnitude's edges (:func:`qsmpipe.numerics.inversion.medi.medi`)."""
+
+    input_spec = _MEDIInputSpec
+    method = "medi"
+    function = staticmethod(medi)
+
+
+class _NDIInputSpec(_InversionInputSpec):
+    step = positive(_NDI["step"], "length of a step, without unit; below 2.25")
+    alpha = not_negative(_NDI["alpha"], "Tikhonov regularisation, without unit; 0: none")
+    tolerance = stops_below(_NDI["tolerance"])
+    max_iterations = at_most(_NDI["max_iterations"])
+
+
+class NDI(_Inversion):
+    """Invert by gradient descent (:func:`qsmpipe.numerics.inversion.ndi.ndi`)."""
+
+    input_spec = _NDIInputSpec
+    method = "ndi"
+    function = staticmethod(ndi)
+
+
+_SSTV = _defaults("sstv")
+
+
+class _SSTVInputSpec(_InversionInputSpec):
+    field = File(exists=True, mandatory=True, desc="total field (ppm)")
+    radii = traits.List(
+        traits.Float, value=list(_SSTV["radii"]), usedefault=True, desc="ball radii (mm)"
+    )
+    lambda_ = _follows_noise(_SSTV["lambda_"])
+    edges = _edges(_SSTV["edges"])
+    rho = positive(
+        _SSTV["rho"], "penalty of the gradient's split over lambda (mm/ppm): speed only"
+    )
+    mu = positive(_SSTV["mu"], "penalty of the fields' splits: speed only")
+    tolerance = stops_below(_SSTV["tolerance"])
+    max_iterations = at_most(_SSTV["max_iterations"])
+
+
+class SSTV(_Inversion):
+    """Invert the total field (:func:`qsmpipe.numerics.inversion.single_step.sstv`)."""
+
+    input_spec = _SSTVInputSpec
+    method = "sstv"
+    function = staticmethod(sstv)
+
+
+class _TFIInputSpec(_InversionInputSpec):
+    field = File(exists=True, mandatory=True, desc="total field (ppm)")
+    lambda_ = _follows_noise(_TFI["lambda_"])
+    edges = _edges(_TFI["edges"])
+    margin = not_negative(_TFI["margin"], "space around the mask's box that has sources (mm)")
+    preconditioner = positive(
+        _TFI["preconditioner"], "scale of sources outside the mask over tissue: speed only"
+    )
+    tolerance = stops_below(_TFI["tolerance"])
+    max_iterations = at_most(_TFI["max_iterations"], "Gauss-Newton steps at most")
+
+
+class TFI(_Inversion):
+    """Invert the total field (:func:`qsmpipe.numerics.inversion.tfi.tfi`)."""
+
+    input_spec = _TFIInputSpec
+    method = "tfi"
+    function = staticmethod(tfi)
+
+
+class _PhaseInversionInputSpec(StageInputSpec):
+    phase = File(exists=True, mandatory=True, desc="wrapped phase (rad), echoes last")
+    mask = File(exists=True, mandatory=True, desc="where `phase` is read, on its grid")
+    magnitude = File(exists=True, desc="magnitude, on the grid of `phase`, echoes last")
+    echo_times = traits.List(traits.Float, mandatory=True, desc="echo times (s)")
+    field_strength = traits.Float(mandatory=True, desc="B0 (T)")
+    b0_direction = traits.List(
+        traits.Float,
+        minlen=3,
+        maxlen=3,
+        desc="unit vector along B0 in voxel axes; from the affine of `phase` when not given",
+    )
+
+
+class _PhaseInversion(_Inversion):
+    """From the wrapped phase of all echoes to susceptibility."""
+
+    input_spec = _PhaseInversionInputSpec
+    data = "phase"
+
+
+class _TGVQSMInputSpec(_PhaseInversionInputSpec):
+    alpha1 = positive(_TGVQSM["alpha1"], "weight of the gradient less its smooth part (rad mm)")
+    alpha0 = positive(_TGVQSM["alpha0"], "weight of that part's derivative (rad mm2)")
+    erosion = not_negative(_TGVQSM["erosion"], "rim of the mask without data (mm)")
+    tolerance = stops_below(_TGVQSM["tolerance"], "relative change of a step that stops")
+    max_iterations = at_most(_TGVQSM["max_iterations"])
+
+
+class TGVQSM(_PhaseInversion):
+    """Invert wrapped phase (:func:`qsmpipe.numerics.inversion.tgv_phase.tgvqsm`)."""
+
+    input_spec = _TGVQSMInputSpec
+    method = "tgvqsm"
+    function = staticmethod(tgvqsm)

@@ -19,6 +19,7 @@ from qsmpipe.numerics.masks.morphology import (
     largest_component,
 )
 from qsmpipe.numerics.masks.quality import quality
+from qsmpipe.numerics.masks.residual import DEFAULT_THRESHOLD, exclude_residual
 from qsmpipe.numerics.masks.threshold import threshold
 from qsmpipe.numerics.unwrap.romeo import quality_map
 
@@ -72,6 +73,9 @@ class _ThresholdInputSpec(_MagnitudeInputSpec):
         _default("threshold", "opening"), "half the width of the bridges that are cut (mm)"
     )
     max_hole = not_negative(_default("threshold", "max_hole"), "largest hole that is filled (mL)")
+    echoes = traits.Enum(
+        "combined", "all", usedefault=True, desc="the echoes joined, or every one, must exceed it"
+    )
 
 
 class Threshold(_MagnitudeMask):
@@ -221,6 +225,34 @@ class Combine(_Mask):
         masks = [images.load(path, like=like, dtype=torch.bool) for path in self.inputs.masks]
         self._step["parameters"] = {"operation": operation, "masks": len(masks)}
         self._keep(combine(masks, operation), cwd, like=like)
+
+
+class _ExcludeResidualInputSpec(StageInputSpec):
+    residual = File(
+        exists=True,
+        mandatory=True,
+        desc="signal that the field fit leaves over the signal itself, 3D",
+    )
+    mask = File(exists=True, mandatory=True, desc="where `residual` is known, on its grid")
+    threshold = positive(DEFAULT_THRESHOLD, "largest residual that is kept")
+
+
+class ExcludeResidual(_Mask):
+    """Drop what no field explains.
+
+    See :func:`qsmpipe.numerics.masks.residual.exclude_residual`.
+    """
+
+    input_spec = _ExcludeResidualInputSpec
+    method = "residual"
+    function = staticmethod(exclude_residual)
+
+    def _compute(self, cwd: Path, device: torch.device) -> None:
+        like = self.inputs.residual
+        mask = images.load(self.inputs.mask, like=like, dtype=torch.bool)
+        kept = self._call(images.load(like), mask)
+        self._step["parameters"]["excluded"] = int(mask.sum()) - int(kept.sum())
+        self._keep(kept, cwd, like=like)
 
 
 class _RefineInputSpec(StageInputSpec):

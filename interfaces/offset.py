@@ -19,6 +19,7 @@ class _OffsetInputSpec(StageInputSpec):
 class _OffsetOutputSpec(StageOutputSpec):
     phase = File(exists=True, desc="phase without the offset (rad) in (-pi, pi], echoes last")
     offset = File(exists=True, desc="phase at echo time 0 (rad)")
+    difference = File(desc="what even echoes had beyond odd ones (rad), if bipolar")
 
 
 class _Offset(Stage):
@@ -36,11 +37,17 @@ class _Offset(Stage):
         self._record(result.convergence)
         self._results["phase"] = images.save(result.phase, cwd / "phase.nii.gz", like=like)
         self._results["offset"] = images.save(result.offset, cwd / "offset.nii.gz", like=like)
+        if result.difference is not None:
+            path = cwd / "difference.nii.gz"
+            self._results["difference"] = images.save(result.difference, path, like=like)
 
 
 class _MCPC3DSInputSpec(_OffsetInputSpec):
     sigma = traits.Float(
         DEFAULT_SIGMA, usedefault=True, desc="standard deviation of the smoothing (mm)"
+    )
+    bipolar = traits.Bool(
+        False, usedefault=True, desc="every second echo was read out in the opposite direction"
     )
 
 

@@ -1,15 +1,22 @@
 """Nipype interface that reads the scanner's images: the functions of :mod:`.numerics.phase`."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import torch
 from nipype.interfaces.base import File, InputMultiPath, isdefined, traits
 from torch import Tensor
 
 from qsmpipe import images
-from qsmpipe.interfaces.base import Stage, StageInputSpec, StageOutputSpec
-from qsmpipe.numerics.phase import combine_echoes, complex_to_polar, to_radians
+from qsmpipe.interfaces.base import Stage, StageInputSpec, StageOutputSpec, positive
+from qsmpipe.numerics.phase import (
+    DEFAULT_SIGMA,
+    combine_echoes,
+    complex_to_polar,
+    mcpc3ds_coils,
+    to_radians,
+)
 
 
 class _PrepareInputSpec(StageInputSpec):
@@ -127,3 +134,86 @@ class Prepare(Stage):
             )
             raise ValueError(msg)
         return magnitude
+
+
+class _CombineCoilsInputSpec(StageInputSpec):
+    magnitude = InputMultiPath(
+        File(exists=True), mandatory=True, desc="magnitude, one file per coil, echoes last"
+    )
+    phase = InputMultiPath(
+        File(exists=True),
+        mandatory=True,
+        desc="phase in the scanner's unit, one file per coil on the grid of `magnitude`",
+    )
+    echo_times = traits.List(traits.Float, mandatory=True, desc="echo times (s)")
+    phase_slope = traits.Float(1.0, usedefault=True, desc="rad per unit of `phase`")
+    phase_intercept = traits.Float(0.0, usedefault=True, desc="phase where `phase` is 0 (rad)")
+    phase_sign = traits.Enum(
+        1, -1, usedefault=True, desc="-1 where a paramagnetic field lowers the phase (GE)"
+    )
+    alternating = traits.Bool(
+        False, usedefault=True, desc="every second slice is shifted by pi (3D data of GE)"
+    )
+    sigma = positive(DEFAULT_SIGMA, "standard deviation of the smoothing (mm)")
+
+
+class _CombineCoilsOutputSpec(StageOutputSpec):
+    magnitude = File(exists=True, desc="magnitude of all coils, echoes last")
+    phase = File(exists=True, desc="phase without the coils' offsets (rad), echoes last")
+
+
+class CombineCoils(Stage):
+    """Combine the images of coils (:func:`qsmpipe.numerics.phase.mcpc3ds_coils`).
+
+    BIDS has no name for the images of single coils, so that no dataset leads here: give its
+    outputs, one file with all echoes each, to :class:`Prepare` or to a workflow's ``magnitude``
+    and ``phase``. One coil is in memory at a time.
+    """
+
+    input_spec, output_spec = _CombineCoilsInputSpec, _CombineCoilsOutputSpec
+    stage, method = "phase", "mcpc3ds_coils"
+    function = staticmethod(mcpc3ds_coils)
+
+    def _compute(self, cwd: Path, device: torch.device) -> None:
+        inputs, like = self.inputs, self.inputs.phase[0]
+
+        def load(path: str) -> Tensor:
+            return images.load(path, like=like, device=device)
+
+        def radians(path: str) -> Tensor:
+            _check_radians((stored := load(path)) * inputs.phase_slope, path)
+            return to_radians(
+                stored,
+                slope=inputs.phase_slope,
+                intercept=inputs.phase_intercept,
+                sign=inputs.phase_sign,
+                alternating=inputs.alternating,
+            )
+
+        result = self._call(
+            _Loaded(inputs.phase, radians),
+            _Loaded(inputs.magnitude, load),
+            images.zooms_of(like),
+            echo_times=inputs.echo_times,
+        )
+        for name, image in result._asdict().items():
+            self._results[name] = images.save(image, cwd / f"{name}.nii.gz", like=like)
+
+
+class _Loaded(Sequence[Tensor]):
+    """Images that are read when they are asked for, and not kept."""
+
+    def __init__(self, paths: Sequence[str], load: Callable[[str], Tensor]) -> None:
+        self.paths, self.load = paths, load
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    @overload
+    def __getitem__(self, index: int) -> Tensor: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Tensor]: ...
+    def __getitem__(self, index: int | slice) -> Tensor | Sequence[Tensor]:
+        if isinstance(index, slice):
+            return _Loaded(self.paths[index], self.load)
+        return self.load(self.paths[index])

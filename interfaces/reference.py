@@ -1,12 +1,14 @@
 """Nipype interface to :mod:`qsmpipe.numerics.reference`."""
 
+import inspect
 from pathlib import Path
 
 import torch
 from nipype.interfaces.base import File, isdefined, traits
 
 from qsmpipe import images
-from qsmpipe.interfaces.base import Stage, StageInputSpec, StageOutputSpec
+from qsmpipe.interfaces.base import Stage, StageInputSpec, StageOutputSpec, not_negative, positive
+from qsmpipe.numerics.masks.ventricles import ventricles
 from qsmpipe.numerics.reference import median_map, reference
 
 
@@ -22,11 +24,27 @@ class _ReferenceOutputSpec(StageOutputSpec):
     deviation = traits.Float(desc="standard deviation over the region (ppm)")
 
 
-class Reference(Stage):
+class _Subtract(Stage):
+    stage = "reference"
+
+    def _subtract(
+        self, mask: torch.Tensor, region: torch.Tensor | None, cwd: Path, device: torch.device
+    ) -> None:
+        like = self.inputs.chi
+        result = reference(images.load(like, device=device), mask, region=region)
+        self._step["parameters"] |= {
+            "value": result.value, "deviation": result.deviation, "voxels": result.voxels,
+        }  # fmt: skip
+        self._results["chi"] = images.save(result.chi, cwd / "chi.nii.gz", like=like)
+        self._results["value"] = result.value
+        self._results["deviation"] = result.deviation
+
+
+class Reference(_Subtract):
     """Subtract a region's mean (:func:`qsmpipe.numerics.reference.reference`)."""
 
     input_spec, output_spec = _ReferenceInputSpec, _ReferenceOutputSpec
-    stage, method = "reference", "brain"
+    method = "brain"
     function = staticmethod(reference)
 
     def _compute(self, cwd: Path, device: torch.device) -> None:
@@ -34,18 +52,55 @@ class Reference(Stage):
         region = None
         if isdefined(inputs.region):
             region = images.load(inputs.region, like=like, dtype=torch.bool, device=device)
-        result = reference(
-            images.load(like, device=device),
-            images.load(inputs.mask, like=like, dtype=torch.bool, device=device),
-            region=region,
-        )
         self._step["method"] = "brain" if region is None else "region"
-        self._step["parameters"] = {
-            "value": result.value, "deviation": result.deviation, "voxels": result.voxels,
-        }  # fmt: skip
-        self._results["chi"] = images.save(result.chi, cwd / "chi.nii.gz", like=like)
-        self._results["value"] = result.value
-        self._results["deviation"] = result.deviation
+        mask = images.load(inputs.mask, like=like, dtype=torch.bool, device=device)
+        self._subtract(mask, region, cwd, device)
+
+
+def _default(name: str) -> float:
+    return float(inspect.signature(ventricles).parameters[name].default)
+
+
+class _CSFReferenceInputSpec(StageInputSpec):
+    chi = File(exists=True, mandatory=True, desc="susceptibility (ppm)")
+    mask = File(exists=True, mandatory=True, desc="where `chi` is known, on its grid")
+    r2star = File(exists=True, mandatory=True, desc="R2* (1/s), on the grid of `chi`")
+    magnitude = File(exists=True, desc="magnitude, 3D or echoes last, on the grid of `chi`")
+    threshold = positive(_default("threshold"), "R2* of fluid is below this (1/s)")
+    radius = positive(_default("radius"), "ventricles are sought this near the centre (mm)")
+    depth = not_negative(_default("depth"), "and this deep in `mask` (mm)")
+    smoothing = not_negative(_default("smoothing"), "Gaussian width of the majority vote (mm)")
+    min_volume = not_negative(_default("min_volume"), "less fluid is no ventricle (mL)")
+
+
+class _CSFReferenceOutputSpec(_ReferenceOutputSpec):
+    region = File(exists=True, desc="the fluid whose mean was subtracted")
+
+
+class CSFReference(_Subtract):
+    """Subtract the mean over the ventricles' fluid.
+
+    They are found by :func:`qsmpipe.numerics.masks.ventricles.ventricles`.
+    """
+
+    input_spec, output_spec = _CSFReferenceInputSpec, _CSFReferenceOutputSpec
+    method = "csf"
+    function = staticmethod(ventricles)
+
+    def _compute(self, cwd: Path, device: torch.device) -> None:
+        inputs, like = self.inputs, self.inputs.chi
+        mask = images.load(inputs.mask, like=like, dtype=torch.bool, device=device)
+        magnitude = None
+        if isdefined(inputs.magnitude):
+            magnitude = images.load(inputs.magnitude, like=like, device=device)
+        region = self._call(
+            images.load(inputs.r2star, like=like, device=device),
+            mask,
+            images.zooms_of(like),
+            magnitude=magnitude,
+        )
+        self._results["region"] = images.save(region, cwd / "region.nii.gz", like=like)
+        self._subtract(mask, region, cwd, device)
 
 
 class _MedianMapInputSpec(StageInputSpec):

@@ -6,8 +6,14 @@ import torch
 from nipype.interfaces.base import File, traits
 
 from qsmpipe import images
-from qsmpipe.interfaces.base import Stage, StageInputSpec, StageOutputSpec
-from qsmpipe.numerics.relaxation import arlo, loglinear
+from qsmpipe.interfaces.base import Stage, StageInputSpec, StageOutputSpec, at_most, stops_below
+from qsmpipe.numerics.relaxation import (
+    DEFAULT_MAX_ITERATIONS,
+    DEFAULT_TOLERANCE,
+    arlo,
+    loglinear,
+    nonlinear,
+)
 
 
 class _RelaxationInputSpec(StageInputSpec):
@@ -28,13 +34,15 @@ class _Relaxation(Stage):
 
     def _compute(self, cwd: Path, device: torch.device) -> None:
         like = self.inputs.magnitude
-        result = self._call(
+        result = self._call_and_note(
             images.load(like, device=device),
             images.load(self.inputs.mask, like=like, dtype=torch.bool, device=device),
             echo_times=self.inputs.echo_times,
         )
-        for name, image in result._asdict().items():
-            self._results[name] = images.save(image, cwd / f"{name}.nii.gz", like=like)
+        self._record(result.convergence)
+        for name in ("r2star", "t2star", "s0"):
+            path = cwd / f"{name}.nii.gz"
+            self._results[name] = images.save(getattr(result, name), path, like=like)
 
 
 class LogLinear(_Relaxation):
@@ -49,3 +57,24 @@ class Arlo(_Relaxation):
 
     method = "arlo"
     function = staticmethod(arlo)
+
+
+class _NonlinearDecayInputSpec(_RelaxationInputSpec):
+    noise_floor = traits.Union(
+        traits.Range(low=0.0, value=0.0),
+        traits.Enum("auto"),
+        default_value=0.0,
+        usedefault=True,
+        desc="noise of real and imaginary part that the fit allows for (unit of `magnitude`); 0 "
+        "for none, or auto: from the residuals",
+    )
+    tolerance = stops_below(DEFAULT_TOLERANCE, "a voxel is done when its signal moves less")
+    max_iterations = at_most(DEFAULT_MAX_ITERATIONS, "steps at most")
+
+
+class NonlinearDecay(_Relaxation):
+    """Fit an exponential to the magnitude (:func:`qsmpipe.numerics.relaxation.nonlinear`)."""
+
+    input_spec = _NonlinearDecayInputSpec
+    method = "nonlinear"
+    function = staticmethod(nonlinear)

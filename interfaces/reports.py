@@ -40,6 +40,7 @@ class _ReportletsInputSpec(BaseInterfaceInputSpec):
     field_strength = traits.Float(desc="B0 (T); without it there are no Hz")
     reference_value = traits.Float(desc="what was subtracted from susceptibility (ppm)")
     echo_times = traits.List(traits.Float, desc="one per echo (s)")
+    steps = traits.List(traits.Dict, desc="what was done, step by step")
 
 
 class _ReportletsOutputSpec(TraitedSpec):
@@ -84,6 +85,9 @@ class Reportlets(SimpleInterface):
                 name: images.load(path, like=grid)
                 for name, path in zip(names, files, strict=False)
             }
+        given["curves"] = {
+            step["method"]: step["curve"] for step in given.pop("steps", []) if "curve" in step
+        }
         maps = Maps(affine=images.affine_of(grid), **given)
         pictures = draw(maps, Path(runtime.cwd))
         self._results["figures"] = [str(picture.file) for picture in pictures]

@@ -1,6 +1,5 @@
 """Nipype interfaces to :mod:`qsmpipe.numerics.unwrap`."""
 
-import warnings
 from pathlib import Path
 
 import torch
@@ -8,6 +7,7 @@ from nipype.interfaces.base import File, isdefined, traits
 
 from qsmpipe import images
 from qsmpipe.interfaces.base import Stage, StageInputSpec, StageOutputSpec
+from qsmpipe.numerics.unwrap.bestpath import bestpath
 from qsmpipe.numerics.unwrap.laplacian import laplacian
 from qsmpipe.numerics.unwrap.romeo import DEFAULT_UNCERTAIN, WEIGHTS, romeo
 
@@ -34,35 +34,48 @@ class _Unwrap(Stage):
             supplied["magnitude"] = images.load(inputs.magnitude, like=like, device=device)
         if isdefined(inputs.echo_times):
             supplied["echo_times"] = inputs.echo_times
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always", RuntimeWarning)
-            phase = self._call(
-                images.load(like, device=device),
-                images.load(inputs.mask, like=like, dtype=torch.bool, device=device),
-                images.zooms_of(like),
-                **supplied,
-            )
-        self._step["warnings"] += [
-            str(warning.message) for warning in caught if warning.category is RuntimeWarning
-        ]
+        phase = self._call_and_note(
+            images.load(like, device=device),
+            images.load(inputs.mask, like=like, dtype=torch.bool, device=device),
+            images.zooms_of(like),
+            **supplied,
+        )
         self._results["phase"] = images.save(phase, cwd / "unwrapped.nii.gz", like=like)
+
+
+class _LaplacianInputSpec(_UnwrapInputSpec):
+    boundary = traits.Enum(
+        "mask", "neumann", "periodic", usedefault=True, desc="where the equations end"
+    )
 
 
 class Laplacian(_Unwrap):
     """Unwrap by the Laplacian (:func:`qsmpipe.numerics.unwrap.laplacian.laplacian`)."""
 
+    input_spec = _LaplacianInputSpec
     method = "laplacian"
     function = staticmethod(laplacian)
 
 
-class _RomeoInputSpec(_UnwrapInputSpec):
-    weights = traits.Enum(*WEIGHTS, usedefault=True, desc="what makes an edge reliable")
+class _ExactInputSpec(_UnwrapInputSpec):
     template = traits.Range(
         low=1, value=1, usedefault=True, desc="echo that is unwrapped in space, from 1"
     )
     individual = traits.Bool(
         False, usedefault=True, desc="unwrap each echo in space, not by its neighbour in time"
     )
+
+
+class BestPath(_Unwrap):
+    """Unwrap along the best path (:func:`qsmpipe.numerics.unwrap.bestpath.bestpath`)."""
+
+    input_spec = _ExactInputSpec
+    method = "bestpath"
+    function = staticmethod(bestpath)
+
+
+class _RomeoInputSpec(_ExactInputSpec):
+    weights = traits.Enum(*WEIGHTS, usedefault=True, desc="what makes an edge reliable")
     uncertain = traits.Range(
         low=0.0,
         high=1.0,

@@ -11,7 +11,7 @@ import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.resources import files as package_files
 from pathlib import Path
 from typing import Any, Protocol
@@ -51,7 +51,7 @@ ACQUISITION_KEYS = (
 )  # fmt: skip
 """What a map's sidecar takes over from the scanner's; no field that could name a person."""
 
-IGNORED_FILES = ("*.html", "figures", "*_stats.tsv", "*_swi.*")
+IGNORED_FILES = ("*.html", "figures", "*_stats.tsv", "*_swi.*", "*_minIP.*")
 """Lines of ``.bidsignore``. The validator does not understand ``figures/``."""
 
 
@@ -95,6 +95,15 @@ OUTPUTS: dict[str, Output] = {
         "Median over the run's inversions, where all of them know susceptibility",
         "ppm", desc="median", stages=("inversion",),
     ),
+    "cosmos": Output(
+        "Chimap", "cosmos",
+        "Magnetic susceptibility by all orientations together, on the grid of the first",
+        "ppm", desc="cosmos", stages=("cosmos",),
+    ),
+    "cosmos_mask": Output(
+        "mask", "cosmos_mask", "Where two or more orientations know their local field",
+        desc="cosmos", stages=("cosmos",), is_mask=True, mask_type="ROI",
+    ),
     "r2star": Output(
         "R2starmap", "r2star", "Effective transverse relaxation rate", "1/s",
         stages=("relaxation",),
@@ -105,6 +114,14 @@ OUTPUTS: dict[str, Output] = {
     ),
     "s0": Output(
         "S0map", "s0", "Signal at echo time 0", "arbitrary", stages=("relaxation",),
+    ),
+    "swi": Output(
+        "swi", "swi", "Susceptibility-weighted image: magnitude darkened by the phase",
+        "arbitrary", stages=("swi",),
+    ),
+    "minip": Output(
+        "minIP", "minip", "Minimum of the susceptibility-weighted image over a slab of slices",
+        "arbitrary", stages=("swi",),
     ),
     "combined": Output(
         "T2starw", "combined", "Magnitude, root of the sum of squares over echoes", "arbitrary",
@@ -118,6 +135,11 @@ OUTPUTS: dict[str, Output] = {
         "mask", "qsm_mask",
         "Where susceptibility is trusted: the brain mask, eroded as the background removal needs",
         desc="qsm", stages=("background",), is_mask=True, mask_type="ROI",
+    ),
+    "reference_region": Output(
+        "mask", "reference_region",
+        "The fluid of the ventricles whose mean susceptibility was subtracted",
+        desc="reference", is_mask=True, mask_type="ROI",
     ),
     "field_magnitude": Output(
         "magnitude", "combined", "Magnitude that belongs to the field maps", "arbitrary",
@@ -247,6 +269,33 @@ class Acquisition:
 
     def _entities_in(self, datatype: str) -> Mapping[str, str]:
         return self.labels.get(datatype) or _fold(self.entities, ALLOWED[datatype])
+
+
+def together(acquisitions: Sequence[Acquisition]) -> Acquisition:
+    """Make one of several acquisitions of a subject: all their files, what they have in common.
+
+    >>> runs = [Acquisition(Path("/data"), {"subject": "01", "run": run}, "MEGRE") for run in "12"]
+    >>> together(runs).output("cosmos").as_posix()
+    'sub-01/anat/sub-01_desc-cosmos_Chimap.nii.gz'
+    """
+
+    def common(tables: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        first, *others = tables
+        return {k: v for k, v in first.items() if all(v == other.get(k) for other in others)}
+
+    def all_of(name: str) -> tuple[Path, ...]:
+        return tuple(path for each in acquisitions for path in getattr(each, name))
+
+    return replace(
+        acquisitions[0],
+        entities=common([each.entities for each in acquisitions]),
+        labels={x: common([each._entities_in(x) for each in acquisitions]) for x in ALLOWED},
+        metadata=common([each.metadata for each in acquisitions]),
+        magnitude=all_of("magnitude"),
+        phase=all_of("phase"),
+        real=all_of("real"),
+        imag=all_of("imag"),
+    )
 
 
 # ---------------------------------------------------------------------------------------------
@@ -753,8 +802,12 @@ def sidecar(
     content |= {k: acquisition.metadata[k] for k in ACQUISITION_KEYS if k in acquisition.metadata}
     if row.suffix == "Chimap":
         region, _, label = reference.partition(":")
-        named = {"brain": "whole brain (the mask desc-qsm_mask)", "none": "none"}
-        where = label or named.get(region, region)
+        named = {
+            "brain": f"whole brain (the mask desc-{'cosmos' if key == 'cosmos' else 'qsm'}_mask)",
+            "csf": "cerebrospinal fluid of the ventricles (the mask desc-reference_mask)",
+            "none": "none",
+        }
+        where = named.get(region, label or region)
         content["ReferenceRegion"] = "none" if row.desc == "unreferenced" else where
         values = [step["parameters"].get("value") for step in steps
                   if step.get("stage") == "reference"]  # fmt: skip
@@ -886,7 +939,7 @@ def _estimation(row: Output, steps: Sequence[Mapping[str, Any]]) -> tuple[str, s
             summaries.append(method.summary)
             keys |= dict.fromkeys(method.cite)
     dois = _dois()
-    return "; ".join(summaries), "; ".join(dois.get(key, key) for key in keys)
+    return "; ".join(dict.fromkeys(summaries)), "; ".join(dois.get(key, key) for key in keys)
 
 
 @functools.cache

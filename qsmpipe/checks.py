@@ -9,7 +9,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from qsmpipe import images
-from qsmpipe.bids import Acquisition, echo_of
+from qsmpipe.bids import Acquisition, echo_of, together
 from qsmpipe.numerics.phase import alternates
 from qsmpipe.numerics.units import GAMMA
 
@@ -106,6 +106,43 @@ class Examination:
         }
         rows |= {label: metadata.get(key) for label, key in REPORTED.items()}
         return {label: _text(value) for label, value in rows.items() if value not in (None, "")}
+
+
+def heads(examinations: Sequence[Examination]) -> list[Examination]:
+    """Join each subject's acquisitions into one of a head at several orientations.
+
+    A subject with a single acquisition that passed the check gets an error.
+    """
+    subjects = dict.fromkeys(each.acquisition.subject for each in examinations)
+    joined = []
+    for subject in subjects:
+        own = [each for each in examinations if each.acquisition.subject == subject]
+        ready = [each for each in own if not each.errors]
+        first = (ready or own)[0]
+        findings = tuple(dict.fromkeys(f for each in ready for f in each.warnings))
+        if len(ready) < 2:
+            names = ", ".join(each.acquisition.name for each in ready) or "none"
+            findings = (Finding(
+                "error",
+                "cosmos",
+                f"COSMOS needs 2 or more acquisitions of sub-{subject} that pass the input check, "
+                f"the head turned between them, and there is {len(ready)} ({names}): leave out "
+                "--cosmos, or select more sessions, runs or acquisitions",
+            ),)  # fmt: skip
+        same_echoes = all(each.echo_times == first.echo_times for each in ready)
+        joined.append(replace(
+            first,
+            acquisition=together([each.acquisition for each in ready or own]),
+            findings=findings,
+            echo_times=first.echo_times if same_echoes else (),
+            b0_direction=(),
+        ))  # fmt: skip
+    return joined
+
+
+def head_name(examination: Examination) -> str:
+    """Name the record of what :func:`heads` joined, as its map is named."""
+    return f"{examination.acquisition.name}_desc-cosmos"
 
 
 REPORTED = {
@@ -1073,8 +1110,8 @@ def _check_bipolar(
         notes.warn(
             "bipolar",
             f"{name}: odd and even echoes differ by {abs(size) / 2:.2g} rad {where}: a bipolar "
-            "readout? Its phase error is not corrected; acquire with one readout polarity, or "
-            "leave out every second echo with --bids-filter-file",
+            "readout? --set offset.bipolar=true corrects it; or acquire with one readout polarity, "
+            "or leave out every second echo with --bids-filter-file",
         )
 
 

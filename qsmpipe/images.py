@@ -102,15 +102,26 @@ def b0_direction(affine: np.ndarray) -> tuple[float, float, float]:
     >>> b0_direction(np.diag([-1.0, 1.0, 2.0, 1.0]))
     (0.0, 0.0, 1.0)
     """
-    rotation = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
-    if not np.allclose(rotation.T @ rotation, np.eye(3), atol=1e-3):
+    x, y, z = (float(value) + 0.0 for value in rotation(affine)[2])
+    return x, y, z
+
+
+def rotation(affine: np.ndarray) -> np.ndarray:
+    """Give the turn from voxel to scanner axes, (3, 3), from an affine.
+
+    Raises
+    ------
+    ValueError
+        If the voxel axes are not orthogonal (shear), where no rotation exists.
+    """
+    turn = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    if not np.allclose(turn.T @ turn, np.eye(3), atol=1e-3):
         msg = (
             "the affine's voxel axes are not orthogonal (shear), so that it has no rotation to "
             "take the B0 direction from: give the image on the grid that it was acquired on"
         )
         raise ValueError(msg)
-    x, y, z = (float(value) + 0.0 for value in rotation[2])
-    return x, y, z
+    return turn
 
 
 def same_grid(path: str | Path, other: str | Path) -> bool:

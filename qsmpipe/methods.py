@@ -7,6 +7,7 @@ every method owes and the benchmarks read this table.
 
 import importlib
 import inspect
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -39,8 +40,9 @@ METHODS: dict[str, dict[str, Method]] = {
             "MCPC3DS",
             "phase offset from the first two echoes, smoothed (MCPC-3D-S)",
             "The phase offset common to all echoes was estimated from the first two echoes, "
-            "smoothed (Gaussian, sigma {sigma} mm) and removed (MCPC-3D-S).",
-            ("eckstein2018",),
+            "smoothed (Gaussian, sigma {sigma} mm) and removed (MCPC-3D-S, correction of a "
+            "bipolar readout: {bipolar}).",
+            ("eckstein2018", "eckstein2021"),
         ),
     },
     "unwrap": {
@@ -48,9 +50,16 @@ METHODS: dict[str, dict[str, Method]] = {
             "unwrap.laplacian:laplacian",
             "Laplacian",
             "Laplacian (least squares in the mask); smooth, not exact to multiples of 2 pi",
-            "Phase was unwrapped by the Laplacian method, in the least-squares sense within the "
-            "mask.",
+            "Phase was unwrapped by the Laplacian method, in the least-squares sense (boundary: "
+            "{boundary}).",
             ("schofield2003", "ghiglia1994"),
+        ),
+        "bestpath": Method(
+            "unwrap.bestpath:bestpath",
+            "BestPath",
+            "best path: pieces joined along the most reliable edges; exact",
+            "Phase was unwrapped along the best path.",
+            ("abdulrahman2007", "vanderwalt2014"),
         ),
         "romeo": Method(
             "unwrap.romeo:romeo",
@@ -69,13 +78,21 @@ METHODS: dict[str, dict[str, Method]] = {
             "by its inverse variance (magnitude and echo time squared).",
             ("robinson2017",),
         ),
+        "linear": Method(
+            "field:linear",
+            "LinearFit",
+            "straight line with offset through the phase, weighted by its precision",
+            "The total field is the slope of a straight line with offset through the unwrapped "
+            "phase of all echoes, weighted by its inverse variance (magnitude squared).",
+            ("robinson2017",),
+        ),
         "nonlinear": Method(
             "field:nonlinear",
             "NonlinearFit",
-            "nonlinear fit of the complex signal with offset and noise map",
-            "The total field was fitted to the complex signal of all echoes (Gauss-Newton), "
-            "which also gave its standard deviation.",
-            ("liu2013",),
+            "nonlinear fit of the complex signal, with or without offset",
+            "The total field was fitted to the complex signal of all echoes by nonlinear least "
+            "squares, which also gave its standard deviation.",
+            ("liu2013", "nesterov2006"),
         ),
     },
     "relaxation": {
@@ -92,6 +109,14 @@ METHODS: dict[str, dict[str, Method]] = {
             "auto-regression on linear operations; needs 3 or more evenly spaced echoes",
             "R2* was estimated by ARLO.",
             ("pei2015",),
+        ),
+        "nonlinear": Method(
+            "relaxation:nonlinear",
+            "NonlinearDecay",
+            "nonlinear least-squares fit of the decay itself; noise floor if wanted",
+            "R2* was fitted to the magnitude by nonlinear least squares (Levenberg-Marquardt, "
+            "Rician noise floor {noise_floor}).",
+            ("marquardt1963", "gudbjartsson1995"),
         ),
     },
     "mask": {
@@ -118,7 +143,35 @@ METHODS: dict[str, dict[str, Method]] = {
             ("smith2002",),
         ),
     },
+    "swi": {
+        "homodyne": Method(
+            "swi:homodyne",
+            "Homodyne",
+            "magnitude times the homodyne-filtered phase mask, averaged over the echoes",
+            "Susceptibility-weighted images were made of each echo by homodyne filtering (to "
+            "{resolution} mm) and a phase mask to the power {power}, and averaged; they were "
+            "projected over {thickness} mm by their minimum.",
+            ("haacke2004", "haacke2009", "quinn2014"),
+        ),
+        "clear": Method(
+            "swi:clear",
+            "Clear",
+            "CLEAR-SWI: homogeneous magnitude of all echoes, field by unwrapping and a Gaussian",
+            "Susceptibility-weighted images were made by CLEAR-SWI (high-pass filter of sigma "
+            "{sigma} mm, strength {strength}) and projected over {thickness} mm by their "
+            "minimum.",
+            ("eckstein2021",),
+        ),
+    },
     "background": {
+        "sharp": Method(
+            "background.sharp:sharp",
+            "Sharp",
+            "SHARP: spherical mean values of one radius",
+            "Background fields were removed by SHARP (radius {radius} mm, threshold "
+            "{threshold}).",
+            ("schweser2011",),
+        ),
         "vsharp": Method(
             "background.sharp:vsharp",
             "VSharp",
@@ -133,6 +186,30 @@ METHODS: dict[str, dict[str, Method]] = {
             "RESHARP: spherical mean values, Tikhonov-regularised",
             "Background fields were removed by RESHARP (radius {radius} mm, lambda {lambda_}).",
             ("sun2014",),
+        ),
+        "ismv": Method(
+            "background.sharp:ismv",
+            "ISMV",
+            "iSMV: spherical mean values, repeated to their fixed point",
+            "Background fields were removed by iterative spherical mean values (iSMV, radius "
+            "{radius} mm).",
+            ("wen2014",),
+        ),
+        "lbv": Method(
+            "background.laplace:lbv",
+            "LBV",
+            "LBV: harmonic field with the values at the mask's edge; keeps the edge",
+            "Background fields were removed by solving the Laplacian boundary value problem "
+            "(LBV, {peel} mm peeled off the mask).",
+            ("zhou2014",),
+        ),
+        "harperella": Method(
+            "background.laplace:harperella",
+            "Harperella",
+            "HARPERELLA: inverse of the Laplacian, completed outside the mask",
+            "Background fields were removed by HARPERELLA from the total field (radius {radius} "
+            "mm).",
+            ("li2014harperella",),
         ),
         "pdf": Method(
             "background.pdf:pdf",
@@ -151,13 +228,46 @@ METHODS: dict[str, dict[str, Method]] = {
             "Susceptibility was computed by thresholded k-space division (threshold {threshold}).",
             ("shmueli2009",),
         ),
+        "tsvd": Method(
+            "inversion.direct:tsvd",
+            "TSVD",
+            "truncated singular values: division, 0 where the dipole is small",
+            "Susceptibility was computed by truncated singular value decomposition (threshold "
+            "{threshold}).",
+            ("wharton2010",),
+        ),
         "l2": Method(
             "inversion.direct:l2",
             "L2",
-            "closed-form L2 regularisation of the gradient",
-            "Susceptibility was computed by closed-form L2 regularisation of its gradient "
-            "(lambda {lambda_}).",
+            "closed-form L2 regularisation of the gradient, the map or its Laplacian",
+            "Susceptibility was computed by closed-form L2 regularisation (prior {prior}, lambda "
+            "{lambda_}).",
             ("bilgic2014",),
+        ),
+        "tikhonov": Method(
+            "inversion.tikhonov:tikhonov",
+            "Tikhonov",
+            "L2 regularisation, data weighted by mask and noise (conjugate gradients)",
+            "Susceptibility was computed by Tikhonov regularisation, the data weighted by mask "
+            "and noise (prior {prior}, lambda {lambda_}, conjugate gradients).",
+            ("derochefort2010",),
+        ),
+        "ilsqr": Method(
+            "inversion.ilsqr:ilsqr",
+            "ILSQR",
+            "iLSQR: least squares, then the streaks estimated and taken out",
+            "Susceptibility was computed by iLSQR: least squares, less the streaks estimated "
+            "with a sparse map as guide (threshold {threshold}).",
+            ("li2015",),
+        ),
+        "two-level": Method(
+            "inversion.two_level:two_level",
+            "TwoLevel",
+            "two-level TV (after STAR-QSM): strong sources first, the rest from what is left",
+            "Susceptibility was computed by two-level total-variation regularised inversion, "
+            "strong sources (beyond {strong} ppm) first, the data weighted by mask and noise "
+            "(lambda {lambda_}, {ratio} times that for strong sources).",
+            ("wei2015",),
         ),
         "rts": Method(
             "inversion.rts:rts",
@@ -173,6 +283,115 @@ METHODS: dict[str, dict[str, Method]] = {
             "Susceptibility was computed by total-variation regularised inversion, the data "
             "weighted by mask and noise (lambda {lambda_}, ADMM).",
             ("bilgic2014fast",),
+        ),
+        "nltv": Method(
+            "inversion.nonlinear:nltv",
+            "NonlinearTV",
+            "nonlinear total variation (FANSI): phase for data, immune to whole turns",
+            "Susceptibility was computed by nonlinear total-variation regularised inversion of "
+            "the phase, weighted by mask and noise (lambda {lambda_}, ADMM).",
+            ("milovic2018",),
+        ),
+        "tgv": Method(
+            "inversion.tgv:tgv",
+            "TGV",
+            "total generalised variation of second order, which allows slopes",
+            "Susceptibility was computed by inversion with total generalised variation, the data "
+            "weighted by mask and noise (lambda {lambda_}, second order {ratio} mm times that, "
+            "ADMM).",
+            ("bredies2010", "milovic2018"),
+        ),
+        "nltgv": Method(
+            "inversion.tgv:nltgv",
+            "NonlinearTGV",
+            "nonlinear total generalised variation (FANSI): phase for data",
+            "Susceptibility was computed by nonlinear inversion of the phase with total "
+            "generalised variation, weighted by mask and noise (lambda {lambda_}, second order "
+            "{ratio} mm times that, ADMM).",
+            ("milovic2018",),
+        ),
+        "whqsm": Method(
+            "inversion.weak_harmonic:whqsm",
+            "WeakHarmonicQSM",
+            "nonlinear TV that also finds what is left of the background (weak harmonic)",
+            "Susceptibility was computed together with a nearly harmonic remnant of the "
+            "background by nonlinear total-variation regularised inversion (weak-harmonic QSM, "
+            "lambda {lambda_}, beta {beta}).",
+            ("milovic2019",),
+        ),
+        "l1qsm": Method(
+            "inversion.l1:l1qsm",
+            "L1QSM",
+            "nonlinear TV with absolute residuals: gross errors of single voxels are forgiven",
+            "Susceptibility was computed by total-variation regularised inversion with absolute "
+            "residuals of the phase (L1-QSM, lambda {lambda_}).",
+            ("milovic2022",),
+        ),
+        "hdqsm": Method(
+            "inversion.hd:hdqsm",
+            "HDQSM",
+            "hybrid data term: absolute residuals find bad voxels, squared ones do the rest",
+            "Susceptibility was computed by total-variation regularised inversion with a hybrid "
+            "data term (HD-QSM, lambda {lambda_}).",
+            ("lambert2022",),
+        ),
+        "medi": Method(
+            "inversion.medi:medi",
+            "MEDI",
+            "MEDI: nonlinear, total variation off the magnitude's edges (Gauss-Newton)",
+            "Susceptibility was computed by morphology-enabled dipole inversion (MEDI, nonlinear, "
+            "lambda {lambda_}, Gauss-Newton).",
+            ("liu2012", "liu2013", "liu2018"),
+        ),
+        "ndi": Method(
+            "inversion.ndi:ndi",
+            "NDI",
+            "NDI: gradient descent on the phase, stopped early",
+            "Susceptibility was computed by nonlinear dipole inversion (NDI, gradient descent, "
+            "step {step}, tolerance {tolerance}).",
+            ("polak2020",),
+        ),
+        "sstv": Method(
+            "inversion.single_step:sstv",
+            "SSTV",
+            "single-step TV of the total field, background cut off by spherical means; keeps the "
+            "edge",
+            "Susceptibility was computed from the total field in a single step: total-variation "
+            "regularised inversion of the field minus its spherical means (radii {radii} mm), "
+            "which no background enters, the data weighted by mask and noise (lambda {lambda_}, "
+            "ADMM).",
+            ("chatnuntawech2017",),
+            starts_from="total field",
+        ),
+        "tfi": Method(
+            "inversion.tfi:tfi",
+            "TFI",
+            "TFI: tissue and background at once from the total field; keeps the edge",
+            "Susceptibility was computed from the total field, together with its background, by "
+            "preconditioned total field inversion (TFI, lambda {lambda_}, Gauss-Newton).",
+            ("liu2017",),
+            starts_from="total field",
+        ),
+        "tgvqsm": Method(
+            "inversion.tgv_phase:tgvqsm",
+            "TGVQSM",
+            "single-step TGV from the wrapped phase of the echoes (TGV-QSM)",
+            "Susceptibility was computed from the wrapped phase in one step, by total generalised "
+            "variation (alpha1 {alpha1}, alpha0 {alpha0}).",
+            ("langkammer2015", "pock2011"),
+            starts_from="phase",
+        ),
+    },
+    "cosmos": {
+        "cosmos": Method(
+            "inversion.cosmos:cosmos",
+            "Cosmos",
+            "COSMOS: all orientations of a head inverted together",
+            "The orientations of each head were registered rigidly to the first by their "
+            "magnitudes (mutual information, SimpleITK), their local fields resampled (cubic "
+            "spline), and susceptibility computed from all of them (COSMOS, weighted by the "
+            "noise, lambda {lambda_}).",
+            ("liu2009", "mattes2003", "lowekamp2013"),
         ),
     },
 }
@@ -215,6 +434,64 @@ def names_in(stage: str, expression: str) -> tuple[str, ...]:
     return tuple(name for name in names if name not in ("none", "given"))
 
 
+GIVEN = "given"
+"""Name of the user's own mask in an expression."""
+
+
+def mask_steps(expression: str) -> tuple[str, ...]:
+    """Read a mask expression into the order of work: each sign stands after its two masks.
+
+    ``&`` (in both) comes before ``|`` (in either), as in Python; brackets before both.
+
+    >>> mask_steps("bet & quality"), mask_steps("given & (quality | threshold)")
+    (('bet', 'quality', '&'), ('given', 'quality', 'threshold', '|', '&'))
+
+    Raises
+    ------
+    ValueError
+        If a name, a sign or a bracket is missing, or a name is no mask method or stands twice.
+    """
+    words = re.findall(r"[&|()]|[^&|()\s]+", expression)
+
+    def wrong(what: str) -> ValueError:
+        return ValueError(f"mask {expression!r}: {what}")
+
+    names = [word for word in words if word not in "&|()"]
+    for name in names:
+        if names.count(name) > 1:
+            raise wrong(f"{name} stands there twice; once is enough")
+        if name != GIVEN:
+            try:
+                method("mask", name)
+            except ValueError as error:
+                raise wrong(f"{error}; or {GIVEN!r} for a mask of your own") from None
+
+    done: list[str] = []
+    waiting: list[str] = []  # signs and opened brackets
+    before = "("
+    for word in [*words, ""]:
+        if (before in "&|(") != (word == "(" or word in names):
+            if word and before not in "&|(":
+                raise wrong(f"a sign (& or |) is missing between {before!r} and {word!r}")
+            if word or before in "&|(":
+                raise wrong("a method is missing; write 'bet & quality', for example")
+        if word in names:
+            done.append(word)
+        elif word == "(":
+            waiting.append(word)
+        else:  # what binds more tightly than this is done first
+            while waiting and waiting[-1] != "(" and not (waiting[-1] == "|" and word == "&"):
+                done.append(waiting.pop())
+            if word in ("&", "|"):
+                waiting.append(word)
+            elif (word == ")") != bool(waiting):
+                raise wrong("a bracket is missing its partner")
+            elif waiting:
+                waiting.pop()
+        before = word
+    return tuple(done)
+
+
 def needs_background(inversions: Sequence[str]) -> bool:
     """Whether the background must be removed before one of these inversions."""
     return any(method("inversion", name).starts_from == "local field" for name in inversions)
@@ -233,7 +510,8 @@ def interface_of(stage: str, name: str) -> type:
 
 
 SUPPLIED = frozenset({
-    "b0_direction", "echo_times", "field_strength", "magnitude", "noise", "r2star", "start",
+    "b0_direction", "b0_directions", "echo_times", "field_strength", "magnitude", "noise",
+    "r2star", "start",
 })  # fmt: skip
 """Keyword arguments that come from the data and not from the user."""
 

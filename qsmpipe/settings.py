@@ -4,8 +4,10 @@ import dataclasses
 import difflib
 import inspect
 import keyword
+import math
 import os
 import platform
+import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -15,9 +17,19 @@ from pathlib import Path
 from typing import Any
 
 from qsmpipe import __version__
-from qsmpipe.methods import METHODS, function_of, method, names_in, needs_background, parameters_of
+from qsmpipe.methods import (
+    GIVEN,
+    METHODS,
+    function_of,
+    mask_steps,
+    method,
+    names_in,
+    needs_background,
+    parameters_of,
+)
 
-STAGES = ("offset", "mask", "unwrap", "field", "relaxation", "background", "inversion")
+STAGES = ("offset", "mask", "unwrap", "field", "relaxation", "swi", "background", "inversion",
+          "cosmos")  # fmt: skip
 """Stages with a method to choose, in the order in which they run."""
 
 Parameters = Mapping[str, Mapping[str, Any]]
@@ -44,12 +56,19 @@ class Settings:
     offset: str = "mcpc3ds"
     mask: str = "bet & quality"
     mask_erosion: float = 0.0
+    mask_residual: float = 0.0
+    """Largest relative residual of the field fit that is kept in the mask; 0: any."""
     unwrap: str = "romeo"
     field: str = "weighted"
     relaxation: str = "loglinear"
+    swi: str = "none"
     background: str = "pdf"
     inversion: str = "tv"
+    cosmos: str = "none"
+    """``cosmos``: invert all acquisitions of a subject together as well."""
     reference: str = "brain"
+    two_pass: bool = False
+    """Whether susceptibility is mapped where the phase is reliable first."""
     parameters: Parameters = dataclasses.field(default_factory=dict)
     """Stage (or ``stage.method``) to parameter to value, as given by the user."""
     b0: float = 0.0
@@ -68,7 +87,7 @@ class Settings:
     @property
     def mask_is_given(self) -> bool:
         """Whether the mask expression asks for the user's own mask."""
-        return "given" in (part.strip() for part in self.mask.replace("|", "&").split("&"))
+        return GIVEN in re.split(r"[\s&|()]+", self.mask)
 
     def methods(self, stage: str) -> tuple[str, ...]:
         """Names of the methods that ``stage`` runs; empty for ``none`` and ``given``.
@@ -109,6 +128,26 @@ class Settings:
                 chosen[owners[0]][name] = _fitting(stage, owners[0], name, value)
         return chosen
 
+    def reference_parameters(self) -> dict[str, float]:
+        """Read the limit of R2* (1/s) out of ``"csf:8"``; empty for any other reference.
+
+        Raises
+        ------
+        ValueError
+            If it is no number above 0.
+        """
+        reference, _, label = self.reference.partition(":")
+        if reference != "csf" or not label:
+            return {}
+        try:
+            limit = float(label)
+        except ValueError:
+            limit = 0.0
+        if not 0 < limit < math.inf:
+            msg = f"reference {self.reference!r}: {label!r} is no R2* in 1/s; write csf:8"
+            raise ValueError(msg)
+        return {"threshold": limit}
+
     def check(self) -> None:
         """Check methods and parameters before anything is read.
 
@@ -127,17 +166,33 @@ class Settings:
         if self.mask == "none":
             msg = "mask cannot be 'none': choose a method, an expression of methods, or 'given'"
             raise ValueError(msg)
+        mask_steps(self.mask)
         needed = needs_background(self.methods("inversion"))
         for stage in ("inversion", *(["background"] if needed else []), "unwrap", "field"):
             if not self.methods(stage):
                 msg = f"{stage} cannot be {getattr(self, stage)!r}: {_choices(stage)}"
                 raise ValueError(msg)
-        reference, _, label = self.reference.partition(":")
-        if reference not in ("brain", "none", "region") or (reference == "region") != bool(label):
+        if self.methods("cosmos") and not needed:
             msg = (
-                f"reference {self.reference!r}: choose brain, none, or region:LABEL, where LABEL "
-                "is the label or desc of a mask in --derivatives"
+                f"cosmos works on local fields, and inversion {self.inversion!r} makes none: "
+                "choose one that starts from the local field"
             )
+            raise ValueError(msg)
+        reference, _, label = self.reference.partition(":")
+        needs_label = {"brain": False, "none": False, "region": True, "csf": bool(label)}
+        if needs_label.get(reference) != bool(label):
+            msg = (
+                f"reference {self.reference!r}: choose brain, csf (or csf:R2STAR, the limit in "
+                "1/s), none, or region:LABEL, where LABEL is the label or desc of a mask in "
+                "--derivatives"
+            )
+            raise ValueError(msg)
+        self.reference_parameters()
+        if self.mask_residual < 0:
+            msg = f"mask_residual {self.mask_residual:g} is below 0: give 0.3, or 0 to keep all"
+            raise ValueError(msg)
+        if reference == "csf" and self.relaxation == "none":
+            msg = "reference csf finds the ventricles by their R2*: choose a relaxation method"
             raise ValueError(msg)
         for group in self.parameters:
             if group.partition(".")[0] not in STAGES:
@@ -150,7 +205,7 @@ class Settings:
 
     def resolved(self) -> list[dict[str, Any]]:
         """Every stage with its method and all its parameters, defaults included."""
-        return [
+        steps = [
             {
                 "stage": stage,
                 "method": name,
@@ -162,12 +217,22 @@ class Settings:
             for stage in STAGES
             for name, given in self.parameters_for(stage).items()
         ]
+        place = next(n for n, s in enumerate(steps) if s["stage"] in ("background", "inversion"))
+        if self.two_pass:
+            steps.insert(place, _step("passes", "reliable", threshold="otsu"))
+        if self.mask_residual:
+            steps.insert(place, _step("mask", "residual", threshold=self.mask_residual))
+        return steps
 
     def as_toml(self) -> str:
         """Write these settings as text that :func:`read` takes."""
         import tomli_w
 
         return tomli_w.dumps(_plain(dataclasses.asdict(self)))
+
+
+def _step(stage: str, name: str, **parameters: Any) -> dict[str, Any]:
+    return {"stage": stage, "method": name, "parameters": parameters}
 
 
 def _plain(value: Any) -> Any:
@@ -289,7 +354,9 @@ def _fitting(stage: str, name: str, key: str, value: Any) -> Any:
         fits = isinstance(value, int) and not isinstance(value, bool)
     elif isinstance(default, float):
         fits = isinstance(value, int | float) and not isinstance(value, bool)
-        fits = fits or (isinstance(value, str) and "str" in annotation)
+        fits = fits or (
+            isinstance(value, str) and ("str" in annotation or repr(value) in annotation)
+        )
         value = float(value) if fits and not isinstance(value, str) else value
     elif isinstance(default, str):
         number = isinstance(value, int | float) and not isinstance(value, bool)

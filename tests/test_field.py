@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from qsmpipe.methods import METHODS, function_of
 from qsmpipe.numerics import field as module
-from qsmpipe.numerics.field import nonlinear, weighted_mean
+from qsmpipe.numerics.field import linear, nonlinear, weighted_mean
 from qsmpipe.numerics.units import radians_per_ppm
 from qsmpipe.workflows.field import init_field_wf
 
@@ -66,7 +67,7 @@ def test_a_known_field_comes_back(
         assert (image[~mask] == 0).all()
     assert (result.noise[mask] > 0).all()
     assert result.residual.max() < 1e-5
-    assert (result.convergence is None) is (method == "weighted")
+    assert (result.convergence is None) is (method != "nonlinear")
 
 
 @pytest.mark.parametrize("times", [TIMES["two"], TIMES["uneven"]], ids=["two", "uneven"])
@@ -235,16 +236,104 @@ def test_dead_voxels_stay_finite(method: str) -> None:
     assert empty.field.abs().max() == empty.noise.max() == 0
 
 
-def test_chunks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
-    field, mask = truth()
-    times = TIMES["five"]
-    phase, magnitude = signal(field, times, 0.4)
-    phase = phase + 0.5 * torch.randn(phase.shape, generator=torch.Generator().manual_seed(9))
-    whole = nonlinear(phase, mask, **keywords(times, magnitude))
+def random_echoes(voxels: int, dtype: torch.dtype = torch.float64) -> module._Echoes:
+    """Noise alone, with echoes of very different magnitude."""
+    generator = torch.Generator().manual_seed(9)
+    signal = torch.complex(*torch.randn(2, 5, voxels, generator=generator, dtype=torch.float64))
+    magnitude = (signal.abs() / signal.abs().max()).pow(2).clamp(min=1e-6)
+    magnitude[2:, 0] = 1e-6
+    return module._Echoes(
+        signal.angle().to(dtype), magnitude.to(dtype), [0.2, 0.3, 0.6, 0.8, 1], 1
+    )
+
+
+@pytest.mark.parametrize("offset", [True, False])
+def test_loops_and_torch_fit_alike_and_chunks_do_not_show(
+    offset: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    echoes = random_echoes(500)
+    choices = {"offset": offset, "tolerance": 1e-6, "max_iterations": 500}
+    loops, whole = (f(echoes, **choices) for f in (module._newton_loops, module._newton_torch))
     monkeypatch.setattr(module, "CHUNK", 37)
-    parts = nonlinear(phase, mask, **keywords(times, magnitude))
-    torch.testing.assert_close(parts.field, whole.field, rtol=0, atol=1e-12)
-    assert parts.convergence == whole.convergence
+    parts = module._newton_torch(echoes, **choices)
+    for other in (whole, parts):
+        assert other.convergence.iterations == loops.convergence.iterations
+        for a, b in zip(loops[:3], other[:3], strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=1e-9)
+    single = module._newton_loops(random_echoes(500, torch.float32), **choices)
+    assert single.slope.dtype is torch.float32
+    assert ((single.slope - loops.slope).abs() < 1e-4).float().mean() > 0.99
+
+
+@pytest.mark.parametrize("offset", [True, False])
+def test_every_step_makes_the_fit_better_and_noise_converges(offset: bool) -> None:
+    echoes = random_echoes(4000)
+
+    def misfit(steps: int) -> Tensor:
+        fit = module._newton_loops(echoes, offset=offset, tolerance=0.0, max_iterations=steps)
+        angle = torch.stack([
+            p - fit.intercept - t * fit.slope
+            for p, t in zip(echoes.phase, echoes.times, strict=True)
+        ])  # fmt: skip
+        return (echoes.magnitude.square() * (1 - angle.cos())).sum(0)
+
+    costs = [misfit(steps) for steps in (1, 2, 3, 5, 9, 20, 60)]
+    for before, after in pairwise(costs):
+        assert (after <= before + 1e-15).all()
+    fit = module._newton_loops(echoes, offset=offset, tolerance=1e-4, max_iterations=500)
+    assert fit.convergence.converged
+    assert fit.convergence.iterations < 200
+
+
+@pytest.mark.parametrize("times", [TIMES["two"], TIMES["uneven"]], ids=["two", "uneven"])
+def test_the_line_is_numpys_weighted_line(times: tuple[float, ...]) -> None:
+    _, mask = truth()
+    generator = torch.Generator().manual_seed(5)
+    phase = torch.randn(len(times), *SHAPE, generator=generator, dtype=torch.float64)
+    magnitude = torch.rand(len(times), *SHAPE, generator=generator, dtype=torch.float64) + 0.1
+    result = linear(phase, mask, **keywords(times, magnitude))
+    for voxel in [(5, 4, 3), (3, 6, 2), (8, 3, 5)]:
+        slope, _ = np.polyfit(times, phase[:, *voxel], 1, w=magnitude[:, *voxel])
+        expected = slope / radians_per_ppm(B0, 1.0)
+        assert result.field[voxel].item() == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("method", ["linear", "nonlinear"])
+def test_a_line_with_offset_reaches_the_cramer_rao_bound(method: str) -> None:
+    """And differences to the first echo with "optimum weights" do not, by a fifth."""
+    shape = (24, 24, 24)
+    mask, times, sigma = torch.ones(shape, dtype=torch.bool), TIMES["five"], 0.02
+    generator = torch.Generator().manual_seed(7)
+    noise = torch.complex(*torch.randn(2, 5, *shape, generator=generator, dtype=torch.float64))
+    offset = torch.linspace(-3, 3, 24, dtype=torch.float64)[:, None, None]
+    error = (1 + sigma * noise).angle()
+    magnitude = (1 + sigma * noise).abs()
+    given = keywords(times, magnitude)
+    if method == "nonlinear":
+        given["offset"] = True
+    result = function_of("field", method)(offset + error, mask, **given)
+    centred = np.array(times) - np.mean(times)
+    bound = sigma / radians_per_ppm(B0, 1.0) / (centred**2).sum() ** 0.5
+    assert result.field.std().item() == pytest.approx(bound, rel=0.02)
+    assert result.noise.mean().item() == pytest.approx(bound, rel=0.03)
+    assert abs(result.field.mean().item()) < 4 * bound / 24**1.5
+    step = torch.tensor(times, dtype=torch.float64)[1:] - times[0]
+    weight = step.square()[:, None, None, None]
+    differences = (error[1:] - error[0]) / step[:, None, None, None]
+    optimum = (weight * differences).sum(0) / weight.sum() / radians_per_ppm(B0, 1.0)
+    assert optimum.std().item() / bound == pytest.approx(1.2, abs=0.03)
+
+
+@pytest.mark.parametrize("method", METHODS["field"])
+def test_outside_the_mask_nothing_is_read_and_twice_is_the_same(method: str) -> None:
+    field, mask = truth()
+    phase, magnitude = signal(field, TIMES["five"])
+    fit = function_of("field", method)
+    base = fit(phase, mask, **keywords(TIMES["five"], magnitude))
+    hollow = torch.where(mask, 0.0, math.nan)
+    other = fit(phase + hollow, mask, **keywords(TIMES["five"], magnitude + hollow))
+    for name in ("field", "noise", "residual"):
+        assert torch.equal(getattr(base, name), getattr(other, name))
 
 
 def test_the_fit_tells_when_it_ran_out_of_steps() -> None:
@@ -315,5 +404,7 @@ def test_the_workflow_writes_what_the_function_gives(
     step = node.result.outputs.step
     assert step["warnings"] == []
     if method == "nonlinear":
-        assert step["parameters"] == {"offset": False, "tolerance": 1e-3, "max_iterations": 2000}
+        assert step["parameters"] == {
+            "offset": False, "tolerance": 1e-3, "max_iterations": module.DEFAULT_MAX_ITERATIONS,
+        }  # fmt: skip
         assert step["convergence"]["converged"]

@@ -15,7 +15,7 @@ from scipy import ndimage
 
 from qsmpipe import images
 from qsmpipe.interfaces import mask as interfaces
-from qsmpipe.methods import METHODS, function_of, interface_of, parameters_of
+from qsmpipe.methods import METHODS, function_of, interface_of, mask_steps, parameters_of
 from qsmpipe.numerics.masks.bet import bet, icosphere, winding_number
 from qsmpipe.numerics.masks.morphology import (
     combine,
@@ -28,7 +28,7 @@ from qsmpipe.numerics.masks.morphology import (
 from qsmpipe.numerics.masks.quality import otsu, quality
 from qsmpipe.numerics.masks.threshold import bias_field, robust_level, threshold
 from qsmpipe.numerics.unwrap.romeo import quality_map
-from qsmpipe.workflows.mask import init_mask_wf, parse_expression
+from qsmpipe.workflows.mask import init_mask_wf
 
 PHILIPS = Path(__file__).parents[2] / "shared/data/philips-head/reference"
 
@@ -209,6 +209,30 @@ def test_threshold_finds_an_object_under_a_bias(
     truth = torch.from_numpy(inside)
     assert dice(threshold(magnitude, zooms), truth) > 0.99
     assert dice(threshold(magnitude, zooms, bias_sigma=0), truth) < 0.97
+
+
+def test_what_decays_early_is_left_out_where_all_echoes_count() -> None:
+    zooms = (3.0, 3.0, 3.0)
+    place = grid((60, 60, 60), zooms)
+    inside = ellipsoid(place, 70, 75, 66)
+    fast = ellipsoid(place, 20, 20, 20, centre=(0, 66, 0)) & inside
+    random = np.random.default_rng(7)
+    echoes = [
+        np.hypot(
+            100 * inside * np.where(fast, np.exp(-4.0 * echo), 1.0)
+            + random.normal(size=inside.shape),
+            random.normal(size=inside.shape),
+        )
+        for echo in range(3)
+    ]
+    magnitude = torch.from_numpy(np.stack(echoes))
+    truth, lost = torch.from_numpy(inside), torch.from_numpy(fast)
+    assert dice(threshold(magnitude, zooms), truth) > 0.99
+    assert dice(threshold(magnitude, zooms, echoes="all"), truth & ~lost) > 0.99
+    first = threshold(magnitude[0], zooms)
+    assert torch.equal(threshold(magnitude[0], zooms, echoes="all"), first)
+    with pytest.raises(ValueError, match="choose 'combined' or 'all'"):
+        threshold(magnitude, zooms, echoes="every")  # type: ignore[arg-type]
 
 
 def test_the_bias_field_is_that_of_the_coil() -> None:
@@ -408,17 +432,32 @@ def test_every_method_keeps_its_arguments_and_repeats_itself(method: str) -> Non
     assert masks[0].any()
 
 
-@pytest.mark.parametrize(
-    ("text", "methods", "operations"),
-    [
-        ("bet", ("bet",), ()),
-        ("bet&quality", ("bet", "quality"), ("and",)),
-        (" threshold | quality & bet ", ("threshold", "quality", "bet"), ("or", "and")),
-        ("given & quality", ("given", "quality"), ("and",)),
-    ],
-)
-def test_expressions_are_read(text: str, methods: tuple, operations: tuple) -> None:
-    assert parse_expression(text) == (methods, operations)
+EXPRESSIONS = [
+    *METHODS["mask"],
+    "given",
+    *(f"{a} {sign} {b}" for a, b in itertools.permutations(METHODS["mask"], 2) for sign in "&|"),
+    "given|threshold&bet",
+    "given & threshold | bet & quality",
+    " (given | threshold) & bet ",
+    "given & (threshold | bet) | quality",
+    "given | (threshold | bet) & quality",
+    "((given)) & ((threshold | (bet & quality)))",
+]
+
+
+@pytest.mark.parametrize("text", EXPRESSIONS)
+def test_expressions_mean_what_python_means(text: str) -> None:
+    names = [*METHODS["mask"], "given"]
+    for values in itertools.product([False, True], repeat=len(names)):
+        known = dict(zip(names, values, strict=True))
+        stack: list[bool] = []
+        for word in mask_steps(text):
+            if word in known:
+                stack.append(known[word])
+            else:
+                second, first = stack.pop(), stack.pop()
+                stack.append(first and second if word == "&" else first or second)
+        assert stack == [bool(eval(text.strip(), {}, known))]
 
 
 @pytest.mark.parametrize(
@@ -428,31 +467,32 @@ def test_expressions_are_read(text: str, methods: tuple, operations: tuple) -> N
         ("bet &", "a method is missing"),
         ("bet && quality", "a method is missing"),
         ("bett & quality", "did you mean 'bet'"),
-        ("bet quality", "no method 'bet quality'"),
+        ("bet quality", "a sign .* is missing between 'bet' and 'quality'"),
+        ("bet (quality)", "a sign .* is missing"),
+        ("(bet) quality", "a sign .* is missing"),
         ("bet & bet", "stands there twice"),
-        ("(bet)", "no method"),
+        ("none", "no method 'none'"),
+        ("()", "a method is missing"),
+        ("(bet", "its partner"),
+        ("bet)", "its partner"),
+        ("bet & (quality | threshold))", "its partner"),
     ],
 )
 def test_a_wrong_expression_is_explained(text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        parse_expression(text)
-
-
-EXPRESSIONS = [
-    *METHODS["mask"],
-    "given",
-    *(f"{a} {sign} {b}" for a, b in itertools.permutations(METHODS["mask"], 2) for sign in "&|"),
-    "given | threshold & bet",
-]
+        mask_steps(text)
 
 
 @pytest.mark.parametrize("expression", EXPRESSIONS)
 def test_a_graph_is_built_for_every_expression(expression: str) -> None:
     workflow = init_mask_wf(method=expression, erosion=2.0, omp_nthreads=2)
-    methods, operations = parse_expression(expression)
     names = set(workflow.list_node_names())
-    assert set(methods) <= names
-    assert {f"combine_{n}" for n in range(1, len(operations) + 1)} <= names
+    order = mask_steps(expression)
+    signs = [word for word in order if word in "&|"]
+    assert set(order) - set(signs) <= names
+    for number, sign in enumerate(signs, 1):
+        node = workflow.get_node(f"combine_{number}")
+        assert node.inputs.operation == {"&": "and", "|": "or"}[sign]
     assert workflow.get_node("refine").inputs.erosion == 2.0
     assert workflow.get_node("refine").inputs.num_threads == 2
 

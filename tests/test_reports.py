@@ -349,6 +349,30 @@ def test_the_interface_draws_and_measures(files: dict[str, str], tmp_path: Path)
     assert value(outputs.numbers, records.ECHOES) == 3
 
 
+def test_the_choice_of_lambda_is_drawn(files: dict[str, str], tmp_path: Path) -> None:
+    curve = {
+        "lambdas": [1e-4, 1e-3, 1e-2], "residuals": [1.0, 2.0, 9.0], "penalties": [9.0, 3.0, 2.0],
+        "chosen": 1, "rule": "l-curve", "found": True,
+    }  # fmt: skip
+    steps = [
+        {"stage": "mask", "method": "bet"},
+        {"stage": "inversion", "method": "tv", "curve": curve},
+        {"stage": "inversion", "method": "l2", "curve": curve | {"found": False}},
+        {"stage": "inversion", "method": "tkd", "curve": curve | {"residuals": [0.0, 0.0, 0.0]}},
+    ]
+    node = Node(Reportlets(chi=files["chi"], steps=steps), name="curves", base_dir=tmp_path)
+    outputs = node.run().outputs
+    captions = {caption["title"]: caption for caption in outputs.captions}
+    caption = captions["Choice of lambda"]
+    assert caption["section"] == "Susceptibility"
+    assert "tv: 0.001, by the rule l-curve." in caption["caption"]
+    assert "l2: 0.001, as none was found by the rule l-curve." in caption["caption"]
+    assert "tkd" not in caption["caption"]
+    (path,) = (Path(p) for p in outputs.figures if Path(p).name == caption["file"])
+    orange = np.abs(np.asarray(Image.open(path).convert("RGB")).astype(int) - (255, 176, 0))
+    assert (orange.max(-1) < 40).sum() > 100
+
+
 def test_the_interface_takes_what_there_is(files: dict[str, str], tmp_path: Path) -> None:
     node = Node(Reportlets(chi=files["chi"]), name="some", base_dir=tmp_path)
     assert len(node.run().outputs.figures) == 3
@@ -718,6 +742,7 @@ def test_acquisitions_that_were_processed_alike_share_a_paragraph() -> None:
         ("brain", "whole brain mask"),
         ("none", "not referenced"),
         ("region:CSF", "mean over the region CSF"),
+        ("csf:8", "fluid of the ventricles (R2* below 8 /s)"),
     ],
 )
 def test_the_reference_is_always_stated(reference: str, words: str) -> None:
@@ -729,4 +754,4 @@ def test_the_reference_is_always_stated(reference: str, words: str) -> None:
     rows = {row["name"]: row["value"] for row in boilerplate.checklist(record, run)}
     assert words in rows["Referencing"]
     region = "Reference region relative to the whole brain"
-    assert (region in rows) == reference.startswith("region")
+    assert (region in rows) == reference.startswith(("region", "csf"))

@@ -79,7 +79,10 @@ def test_a_parameter_of_two_mask_methods_wants_the_method_named() -> None:
         ({"mask": "none"}, "mask cannot be 'none'"),
         ({"unwrap": "none"}, "unwrap cannot be"),
         ({"reference": "region"}, "region:LABEL"),
-        ({"reference": "csf"}, "choose brain"),
+        ({"reference": "cfs"}, "choose brain"),
+        ({"reference": "csf:low"}, "'low' is no R2"),
+        ({"reference": "csf:-1"}, "write csf:8"),
+        ({"reference": "csf", "relaxation": "none"}, "choose a relaxation method"),
     ],
 )
 def test_a_wrong_method_is_refused(settings: dict[str, str], message: str) -> None:

@@ -4,18 +4,20 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from nipype.interfaces.utility import IdentityInterface
+from nipype.interfaces.base import isdefined
+from nipype.interfaces.utility import IdentityInterface, Merge
 from nipype.pipeline.engine import Node, Workflow
 
 from qsmpipe import __version__
-from qsmpipe.checks import Examination
+from qsmpipe.checks import Examination, heads
 from qsmpipe.interfaces.derivatives import WriteDerivatives
 from qsmpipe.interfaces.reports import Reportlets
 from qsmpipe.settings import STAGES, Settings, versions
 from qsmpipe.workflows.qsm import OUTPUTS, init_qsm_wf
+from qsmpipe.workflows.reference import init_reference_wf
 
-VOLUMES = {"unwrap": 8, "inversion": 30, "background": 20}
-"""Memory of a stage's nodes in float32 volumes per volume of data (all others: 6)."""
+VOLUMES = {"unwrap": 8, "bestpath": 48, "inversion": 30, "background": 20}
+"""Memory of a method's or stage's nodes in float32 volumes per volume of data (all others: 6)."""
 
 
 WRITTEN = tuple(k for k in OUTPUTS if k not in ("magnitude", "phase", "reference_value"))
@@ -46,22 +48,25 @@ def init_run_wf(
     use_gpu
         Run what can on CUDA.
     """
+    joined = heads(examinations) if settings.methods("cosmos") else []
     run = Workflow(name=f"qsmpipe_{__version__.replace('.', '_')}_wf", base_dir=settings.work_dir)
     for subject in dict.fromkeys(e.acquisition.subject for e in examinations):
         subject_wf = Workflow(name=f"subject_{subject.replace('+', '_plus_')}_wf")
-        subject_wf.add_nodes(
-            [
-                init_acquisition_wf(
-                    examination,
-                    settings,
-                    given.get(examination.acquisition.name, {}),
-                    threads=threads,
-                    use_gpu=use_gpu,
-                )
-                for examination in examinations
-                if examination.acquisition.subject == subject
-            ]
-        )
+        parts = [
+            init_acquisition_wf(
+                examination,
+                settings,
+                given.get(examination.acquisition.name, {}),
+                threads=threads,
+                use_gpu=use_gpu,
+            )
+            for examination in examinations
+            if examination.acquisition.subject == subject
+        ]
+        subject_wf.add_nodes(parts)
+        for head in joined:
+            if head.acquisition.subject == subject and not head.errors:
+                _add_head(subject_wf, parts, head, settings, threads=threads, use_gpu=use_gpu)
         run.add_nodes([subject_wf])
     return run
 
@@ -94,11 +99,14 @@ def init_acquisition_wf(
     qsm_wf = init_qsm_wf(
         echoes=len(examination.echo_times),
         mask_erosion=settings.mask_erosion,
+        mask_residual=settings.mask_residual,
+        two_pass=settings.two_pass,
         reference=settings.reference.partition(":")[0],
-        parameters={stage: settings.parameters_for(stage) for stage in STAGES},
+        parameters={stage: settings.parameters_for(stage) for stage in STAGES}
+        | {"reference": {"csf": settings.reference_parameters()}},
         omp_nthreads=threads,
         use_gpu=use_gpu,
-        **{stage: getattr(settings, stage) for stage in STAGES},
+        **{stage: getattr(settings, stage) for stage in STAGES if stage != "cosmos"},
     )
     inputnode = qsm_wf.get_node("inputnode")
     for part in ("magnitude", "phase", "real", "imag"):
@@ -137,7 +145,8 @@ def init_acquisition_wf(
         (qsm_wf, maps, [(f"outputnode.{key}", key) for key in OUTPUTS]),
         (maps, reportlets, [(key, key) for key in (
             "magnitude", "phase", "quality", "field", "noise", "local_field", "qsm_mask", "chi",
-            "r2star", "reference_value", "compared", "median")] + [("mask", "brain_mask")]),
+            "r2star", "reference_value", "compared", "median", "steps")]
+            + [("mask", "brain_mask")]),
         (maps, derivatives, [(key, key) for key in WRITTEN]),
         (reportlets, derivatives, [("figures", "figures"), ("captions", "captions"),
                                    ("numbers", "numbers")]),
@@ -146,9 +155,80 @@ def init_acquisition_wf(
     return workflow
 
 
+def head_workflow(head: Examination) -> str:
+    """Name the workflow that inverts all orientations of a head."""
+    return f"{head.acquisition.node_name}_cosmos_wf"
+
+
+def _add_head(
+    subject_wf: Workflow,
+    parts: Sequence[Workflow],
+    head: Examination,
+    settings: Settings,
+    *,
+    threads: int,
+    use_gpu: bool,
+) -> None:
+    """Invert a subject's acquisitions (``parts``) together, and write the map."""
+    from qsmpipe.workflows.cosmos import init_cosmos_wf  # loads SimpleITK
+
+    workflow = Workflow(name=head_workflow(head))
+    cosmos_wf = init_cosmos_wf(
+        orientations=len(parts),
+        parameters=settings.parameters_for("cosmos")["cosmos"],
+        omp_nthreads=threads,
+        use_gpu=use_gpu,
+    )
+    reference_wf = init_reference_wf(
+        method=settings.reference.partition(":")[0],
+        parameters=settings.reference_parameters(),
+    )
+    sources = {
+        "magnitude": "combined", "brain_mask": "mask", "local_field": "local_field",
+        "mask": "qsm_mask", "noise": "noise", "b0_direction": "b0_direction",
+    }  # fmt: skip
+    derivatives = Node(
+        WriteDerivatives(
+            examination=head,
+            output_dir=settings.output_dir,
+            reference=settings.reference,
+            software=versions(),
+        ),
+        name="derivatives",
+    )
+    derivatives.inputs.trait_set(figures=[], captions=[], numbers=[])
+    steps = Node(Merge(2), name="steps")
+    gathered = {field: Node(Merge(len(parts)), name=field) for field in sources}
+    gathered["b0_direction"].inputs.no_flatten = True
+    workflow.connect([
+        *((node, cosmos_wf, [("out", f"inputnode.{field}")]) for field, node in gathered.items()),
+        (cosmos_wf, reference_wf, [("outputnode.chi", "inputnode.chi"),
+                                   ("outputnode.mask", "inputnode.mask")]),
+        (cosmos_wf, steps, [("outputnode.step", "in1")]),
+        (reference_wf, steps, [("outputnode.step", "in2")]),
+        (steps, derivatives, [("out", "steps")]),
+        (cosmos_wf, derivatives, [("outputnode.mask", "cosmos_mask")]),
+        (reference_wf, derivatives, [("outputnode.chi", "cosmos")]),
+    ])  # fmt: skip
+    for n, part in enumerate(parts, 1):
+        subject_wf.connect([
+            (part, workflow, [(f"maps.{output}", f"{field}.in{n}")
+                              for field, output in sources.items()]),
+        ])  # fmt: skip
+    # The map lies on the first orientation's grid: so does what is known of its regions.
+    subject_wf.connect([
+        (parts[0], workflow, [("maps.r2star", f"{reference_wf.name}.inputnode.r2star"),
+                              ("maps.combined", f"{reference_wf.name}.inputnode.magnitude")]),
+    ])  # fmt: skip
+    region = parts[0].get_node("qsm_wf.inputnode").inputs.region
+    if isdefined(region):
+        reference_wf.inputs.inputnode.region = region
+    _estimate_memory(workflow, math.prod(head.shape), len(parts))
+
+
 def _estimate_memory(workflow: Workflow, voxels: int, echoes: int) -> None:
     """Tell the scheduler how much each node will take (GB): interpreter, volumes, echoes."""
     volume = 4 * voxels / 2**30
     for node in workflow._get_all_nodes():
         stage = getattr(node.interface, "stage", "")
-        node._mem_gb = 0.4 + volume * (VOLUMES.get(stage, 6) + 4 * echoes)
+        node._mem_gb = 0.4 + volume * (VOLUMES.get(node.name, VOLUMES.get(stage, 6)) + 4 * echoes)

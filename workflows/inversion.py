@@ -5,12 +5,16 @@ from typing import Any
 
 from nipype.pipeline.engine import Workflow
 
+from qsmpipe.methods import method as row_of
 from qsmpipe.workflows.stage import stage_wf
 
 INPUTS = (
     "field", "mask", "noise", "b0_direction", "magnitude", "r2star", "echo_times",
     "field_strength",
 )  # fmt: skip
+
+FROM_PHASE = ("phase", "mask", "b0_direction", "magnitude", "echo_times", "field_strength")
+"""Inputs where the method starts from phase."""
 
 
 def init_inversion_wf(
@@ -39,7 +43,11 @@ def init_inversion_wf(
     Inputs
     ------
     field
-        Field of the sources inside ``mask`` (ppm).
+        Field of the sources inside ``mask`` (ppm); the total field for a method that starts from
+        that.
+    phase
+        In its place, for a method that starts from phase: wrapped phase (rad), echoes last.
+        ``magnitude`` then has all echoes, too, and there are neither ``noise`` nor ``r2star``.
     mask
         Where ``field`` is known.
     noise
@@ -59,10 +67,11 @@ def init_inversion_wf(
     step
         What was done.
     """
+    starts_from = row_of("inversion", method).starts_from
     return stage_wf(
         "inversion",
         method,
-        inputs=INPUTS,
+        inputs=FROM_PHASE if starts_from == "phase" else INPUTS,
         outputs=("chi", "step"),
         parameters=parameters,
         omp_nthreads=omp_nthreads,

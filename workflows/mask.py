@@ -1,63 +1,17 @@
 """From magnitude and phase to the mask that the rest of the pipeline works in."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from nipype.interfaces.utility import IdentityInterface, Merge
 from nipype.pipeline.engine import Node, Workflow
 
 from qsmpipe.interfaces.mask import Combine, Given, QualityMap, Refine
-from qsmpipe.methods import interface_of, parameters_of
+from qsmpipe.methods import GIVEN, interface_of, mask_steps, parameters_of
 from qsmpipe.methods import method as row_of
 
 SYMBOLS = {"&": "and", "|": "or"}
 """How masks are joined, to :data:`qsmpipe.numerics.masks.morphology.OPERATIONS`."""
-
-GIVEN = "given"
-"""Name of the user's own mask in an expression."""
-
-
-class Expression(NamedTuple):
-    """Methods and what stands between them."""
-
-    methods: tuple[str, ...]
-    """Names in their order."""
-    operations: tuple[str, ...]
-    """``"and"`` or ``"or"``, one fewer than methods."""
-
-
-def parse_expression(expression: str) -> Expression:
-    """Read mask methods joined by ``&`` and ``|``, which apply from left to right.
-
-    There is neither precedence nor a parenthesis: ``a | b & c`` is ``(a | b) & c``.
-
-    >>> parse_expression("bet & quality")
-    Expression(methods=('bet', 'quality'), operations=('and',))
-
-    Raises
-    ------
-    ValueError
-        If a name is missing, stands twice, or is no mask method.
-    """
-    operations = tuple(SYMBOLS[letter] for letter in expression if letter in SYMBOLS)
-    words = [word.strip() for word in expression.replace("|", "&").split("&")]
-    for word in words:
-        if not word:
-            msg = (
-                f"mask {expression!r}: a method is missing; write methods joined by & or |, as in "
-                "'bet & quality'"
-            )
-            raise ValueError(msg)
-        if word != GIVEN:
-            try:
-                row_of("mask", word)
-            except ValueError as error:
-                msg = f"mask {expression!r}: {error}; or {GIVEN!r} for a mask of your own"
-                raise ValueError(msg) from None
-        if words.count(word) > 1:
-            msg = f"mask {expression!r}: {word} stands there twice; once is enough"
-            raise ValueError(msg)
-    return Expression(tuple(words), operations)
 
 
 def init_mask_wf(
@@ -75,8 +29,8 @@ def init_mask_wf(
     ----------
     method : str
         Keys of ``METHODS["mask"]`` in :mod:`qsmpipe.methods` joined by ``&`` (in both) and ``|``
-        (in any), from left to right, as in ``"bet & quality"``. ``"given"`` stands for the input
-        ``mask_given``.
+        (in either), as in ``"bet & quality"`` or ``"(bet | threshold) & quality"``; without
+        brackets ``&`` comes first. ``"given"`` stands for the input ``mask_given``.
     parameters : mapping, optional
         Method to parameter to value, where the default is not wanted:
         ``{"bet": {"fractional_intensity": 0.4}}``.
@@ -114,7 +68,7 @@ def init_mask_wf(
     ValueError
         If the expression or a parameter's name is wrong.
     """
-    expression = parse_expression(method)
+    order = mask_steps(method)
     _check_parameters(parameters or {})
     threads = {"num_threads": omp_nthreads}
     workflow = Workflow(name=name)
@@ -130,8 +84,22 @@ def init_mask_wf(
     ])  # fmt: skip
 
     done = [quality_map]
-    made = []
-    for key in expression.methods:
+    joined: list[Node] = []
+    combined = 0
+    for key in order:
+        if key in SYMBOLS:
+            combined += 1
+            pair = Node(Merge(2), name=f"pair_{combined}", run_without_submitting=True)
+            node = Node(Combine(operation=SYMBOLS[key], **threads), name=f"combine_{combined}")
+            second, first = joined.pop(), joined.pop()
+            workflow.connect([
+                (first, pair, [("mask", "in1")]),
+                (second, pair, [("mask", "in2")]),
+                (pair, node, [("out", "masks")]),
+            ])  # fmt: skip
+            done.append(node)
+            joined.append(node)
+            continue
         if key == GIVEN:
             node = Node(Given(**threads), name=key, n_procs=omp_nthreads)
             workflow.connect([(inputnode, node, [("mask_given", "mask")])])
@@ -144,26 +112,15 @@ def init_mask_wf(
             workflow.connect([(inputnode, node, [("echo_times", "echo_times")])])
         if key == "quality":
             workflow.connect([(quality_map, node, [("quality", "quality")])])
-        made.append(node)
-    done += made
-
-    joined = made[0]
-    for number, operation in enumerate(expression.operations, start=1):
-        pair = Node(Merge(2), name=f"pair_{number}", run_without_submitting=True)
-        node = Node(Combine(operation=operation, **threads), name=f"combine_{number}")
-        workflow.connect([
-            (joined, pair, [("mask", "in1")]),
-            (made[number], pair, [("mask", "in2")]),
-            (pair, node, [("out", "masks")]),
-        ])  # fmt: skip
         done.append(node)
-        joined = node
+        joined.append(node)
+    (last,) = joined
 
     refine = Node(Refine(erosion=erosion, **threads), name="refine", n_procs=omp_nthreads)
     done.append(refine)
     steps = Node(Merge(len(done)), name="steps", run_without_submitting=True)
     workflow.connect([
-        (joined, refine, [("mask", "mask")]),
+        (last, refine, [("mask", "mask")]),
         *((node, steps, [("step", f"in{place}")]) for place, node in enumerate(done, start=1)),
         (refine, outputnode, [("mask", "mask")]),
         (steps, outputnode, [("out", "steps")]),

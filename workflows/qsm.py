@@ -6,11 +6,13 @@ from typing import Any
 from nipype.interfaces.utility import IdentityInterface, Merge
 from nipype.pipeline.engine import Node, Workflow
 
+from qsmpipe.interfaces.mask import ExcludeResidual
 from qsmpipe.workflows.field import init_field_wf
 from qsmpipe.workflows.mask import init_mask_wf
 from qsmpipe.workflows.phase import init_phase_wf
 from qsmpipe.workflows.relaxation import init_relaxation_wf
 from qsmpipe.workflows.susceptibility import init_susceptibility_wf
+from qsmpipe.workflows.swi import init_swi_wf
 from qsmpipe.workflows.unwrap import init_unwrap_wf
 
 INPUTS = (
@@ -21,7 +23,8 @@ INPUTS = (
 OUTPUTS = (
     "chi", "unreferenced", "reference_value", "qsm_mask", "mask", "quality", "magnitude",
     "combined", "phase", "offset", "unwrapped", "field", "noise", "local_field", "r2star",
-    "t2star", "s0", "b0_direction", "steps", "compared", "median",
+    "t2star", "s0", "b0_direction", "steps", "compared", "median", "reference_region",
+    "swi", "minip",
 )  # fmt: skip
 
 Choices = Mapping[str, Mapping[str, Mapping[str, Any]]]
@@ -34,12 +37,15 @@ def init_qsm_wf(
     offset: str = "mcpc3ds",
     mask: str = "bet & quality",
     mask_erosion: float = 0.0,
+    mask_residual: float = 0.0,
     unwrap: str = "romeo",
     field: str = "weighted",
     relaxation: str = "loglinear",
+    swi: str = "none",
     background: str = "pdf",
     inversion: str = "tv",
     reference: str = "brain",
+    two_pass: bool = False,
     parameters: Choices | None = None,
     omp_nthreads: int = 1,
     use_gpu: bool = False,
@@ -51,9 +57,9 @@ def init_qsm_wf(
     ----------
     echoes : int
         Number of echoes. With one there is neither an offset removal nor a relaxation fit.
-    offset, unwrap, field, relaxation : str
-        Methods: keys of :data:`qsmpipe.methods.METHODS`. ``offset`` and ``relaxation`` may be
-        ``"none"``.
+    offset, unwrap, field, relaxation, swi : str
+        Methods: keys of :data:`qsmpipe.methods.METHODS`. ``offset``, ``relaxation`` and ``swi``
+        may be ``"none"``.
     background : str
         A method, or several that follow on one another, as in ``"lbv+vsharp"``. Nothing is
         removed, and this not read, where no inversion starts from the local field.
@@ -61,11 +67,20 @@ def init_qsm_wf(
         A method, or several that share what comes before them, as in ``"tv,rts"``: the first one
         gives ``chi``.
     mask : str
-        A mask method, several joined by ``&`` or ``|``, or ``"given"`` for the input ``mask``.
+        A mask method, several joined by ``&``, ``|`` and brackets, or ``"given"`` for the input
+        ``mask``.
     mask_erosion : float
         Erode the brain mask by this much (mm).
+    mask_residual : float
+        Before the background is removed, leave voxels out whose relative residual of the field
+        fit is larger, 0.3 for example; 0 for none.
     reference : str
-        ``"brain"``, ``"none"``, or ``"region"`` for the mean over the input ``region``.
+        ``"brain"``, ``"none"``, ``"region"`` for the mean over the input ``region``, or ``"csf"``
+        for the fluid of the ventricles, which needs R2*.
+    two_pass : bool
+        Map susceptibility where the phase is reliable and once more in the whole mask, and fill
+        the holes of the first map from the second: sources that spoil the phase around them then
+        spoil less of the map. It takes twice the time.
     parameters : mapping, optional
         Stage to method to parameter to value, where the default is not wanted:
         ``{"inversion": {"tv": {"lambda_": 1e-4}}}``.
@@ -124,11 +139,21 @@ def init_qsm_wf(
         the last undefined where no inversion needs it.
     r2star, t2star, s0
         1/s, s, and the unit of the magnitude; undefined for one echo.
+    swi, minip
+        Susceptibility-weighted image and its minimum intensity projection; undefined with
+        ``swi="none"``.
     b0_direction
         Unit vector along B0 in voxel axes.
     steps
         List of what was done: stage, method, parameters, convergence, warnings.
     """
+    if reference == "csf" and (relaxation == "none" or echoes < 2):
+        msg = (
+            f"reference 'csf' finds the ventricles by their R2*, and there is none: relaxation is "
+            f"{relaxation!r}, the acquisition has {echoes} echo(es). Fit R2* to two echoes or "
+            "more, or choose another reference"
+        )
+        raise ValueError(msg)
     chosen = parameters or {}
     threads: dict[str, Any] = {"omp_nthreads": omp_nthreads, "use_gpu": use_gpu}
     relax = relaxation != "none" and echoes > 1
@@ -198,10 +223,22 @@ def init_qsm_wf(
         ])  # fmt: skip
         done.append((relaxation_wf, "outputnode.step"))
 
+    if swi != "none":
+        swi_wf = init_swi_wf(method=swi, parameters=one("swi", swi), **threads)
+        workflow.connect([
+            (inputnode, swi_wf, [("echo_times", "inputnode.echo_times")]),
+            (phase_wf, swi_wf, [(f"outputnode.{x}", f"inputnode.{x}") for x in (
+                "phase", "magnitude", "b0_direction")]),
+            (mask_wf, swi_wf, [("outputnode.mask", "inputnode.mask")]),
+            (swi_wf, outputnode, [("outputnode.swi", "swi"), ("outputnode.minip", "minip")]),
+        ])  # fmt: skip
+        done.append((swi_wf, "outputnode.step"))
+
     susceptibility_wf = init_susceptibility_wf(
         background=background,
         inversion=inversion,
         reference=reference,
+        two_pass=two_pass,
         parameters=chosen,
         **threads,
     )
@@ -210,13 +247,31 @@ def init_qsm_wf(
             "echo_times", "field_strength", "region")]),
         (phase_wf, susceptibility_wf, [(f"outputnode.{x}", f"inputnode.{x}") for x in (
             "phase", "magnitude", "combined", "b0_direction")]),
-        (mask_wf, susceptibility_wf, [("outputnode.mask", "inputnode.mask")]),
         (field_wf, susceptibility_wf, [("outputnode.field", "inputnode.field"),
                                        ("outputnode.noise", "inputnode.noise")]),
         (susceptibility_wf, outputnode, [(f"outputnode.{x}", x) for x in (
             "chi", "unreferenced", "reference_value", "local_field", "qsm_mask", "compared",
-            "median")]),
+            "median", "reference_region")]),
     ])  # fmt: skip
+    trusted: tuple[Any, str] = (mask_wf, "outputnode.mask")
+    if mask_residual > 0:
+        excluded = Node(
+            ExcludeResidual(threshold=mask_residual, num_threads=omp_nthreads),
+            name="exclude_residual",
+            n_procs=omp_nthreads,
+        )
+        workflow.connect([
+            (mask_wf, excluded, [("outputnode.mask", "mask")]),
+            (field_wf, excluded, [("outputnode.residual", "residual")]),
+        ])  # fmt: skip
+        trusted = (excluded, "mask")
+        done.append((excluded, "step"))
+    if two_pass:  # the second pass is there for what the first leaves out
+        workflow.connect(*trusted, susceptibility_wf, "inputnode.first_mask")
+        workflow.connect(mask_wf, "outputnode.mask", susceptibility_wf, "inputnode.mask")
+        workflow.connect(mask_wf, "outputnode.quality", susceptibility_wf, "inputnode.quality")
+    else:
+        workflow.connect(*trusted, susceptibility_wf, "inputnode.mask")
     if relaxation_wf:
         workflow.connect(relaxation_wf, "outputnode.r2star", susceptibility_wf, "inputnode.r2star")
     done.append((susceptibility_wf, "outputnode.steps"))

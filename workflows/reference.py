@@ -1,17 +1,22 @@
 """From susceptibility up to a constant to susceptibility relative to something."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from nipype.interfaces.utility import IdentityInterface
 from nipype.pipeline.engine import Node, Workflow
 
-from qsmpipe.interfaces.reference import Reference
+from qsmpipe.interfaces.reference import CSFReference, Reference
 
-METHODS = ("brain", "none", "region")
-"""The mean over the mask becomes 0, nothing changes, or the mean over a region becomes 0."""
+METHODS = ("brain", "none", "region", "csf")
+"""The mean over the mask becomes 0, nothing changes, the mean over a region becomes 0, or that of
+the cerebrospinal fluid of the ventricles."""
 
 
 def init_reference_wf(
     *,
     method: str = "brain",
+    parameters: Mapping[str, Any] | None = None,
     omp_nthreads: int = 1,
     use_gpu: bool = False,
     name: str = "reference_wf",
@@ -20,8 +25,12 @@ def init_reference_wf(
 
     Parameters
     ----------
-    method : {"brain", "none", "region"}
-        Subtract the mean over ``mask``, nothing, or the mean over ``region``.
+    method : {"brain", "none", "region", "csf"}
+        Subtract the mean over ``mask``, nothing, the mean over ``region``, or the mean over the
+        fluid of the ventricles, which is found by its R2*; where there is none to be found, the
+        node fails.
+    parameters : mapping, optional
+        Parameters of ``"csf"``, where the default is not wanted: ``{"threshold": 8.0}``.
     omp_nthreads : int
         CPU threads.
     use_gpu : bool
@@ -37,6 +46,9 @@ def init_reference_wf(
         Where ``chi`` is known.
     region
         Mask of the reference region, with ``"region"``.
+    r2star, magnitude
+        R2* (1/s), with ``"csf"``, and magnitude, which keeps voxels without signal out of the
+        fluid (optional).
 
     Outputs
     -------
@@ -46,6 +58,8 @@ def init_reference_wf(
         What was subtracted (ppm).
     deviation
         Standard deviation over the region (ppm); undefined with ``"none"``.
+    region
+        The fluid, with ``"csf"``; undefined otherwise.
     step
         What was done.
     """
@@ -53,9 +67,13 @@ def init_reference_wf(
         msg = f"reference has no method {method!r}: choose from {', '.join(METHODS)}"
         raise ValueError(msg)
     workflow = Workflow(name=name)
-    inputnode = Node(IdentityInterface(fields=["chi", "mask", "region"]), name="inputnode")
+    inputnode = Node(
+        IdentityInterface(fields=["chi", "mask", "region", "r2star", "magnitude"]),
+        name="inputnode",
+    )
     outputnode = Node(
-        IdentityInterface(fields=["chi", "value", "deviation", "step"]), name="outputnode"
+        IdentityInterface(fields=["chi", "value", "deviation", "region", "step"]),
+        name="outputnode",
     )
     if method == "none":
         outputnode.inputs.value = 0.0
@@ -65,10 +83,16 @@ def init_reference_wf(
         workflow.connect([(inputnode, outputnode, [("chi", "chi")])])
         return workflow
 
-    used = ("chi", "mask", "region") if method == "region" else ("chi", "mask")
-    node = Node(Reference(num_threads=omp_nthreads), name=method, n_procs=omp_nthreads)
+    used = ["chi", "mask", *{"region": ["region"], "csf": ["r2star", "magnitude"]}.get(method, [])]
+    if method == "csf":
+        interface = CSFReference(num_threads=omp_nthreads, **(parameters or {}))
+    else:
+        interface = Reference(num_threads=omp_nthreads)
+    node = Node(interface, name=method, n_procs=omp_nthreads)
     workflow.connect([
         (inputnode, node, [(field, field) for field in used]),
         (node, outputnode, [(x, x) for x in ("chi", "value", "deviation", "step")]),
     ])  # fmt: skip
+    if method == "csf":
+        workflow.connect(node, "region", outputnode, "region")
     return workflow

@@ -1,11 +1,12 @@
 """From the total field to susceptibility, by one inversion or by several side by side."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 from nipype.interfaces.utility import IdentityInterface, Merge
 from nipype.pipeline.engine import Node, Workflow
 
+from qsmpipe.interfaces.passes import MergePasses, Reliable
 from qsmpipe.interfaces.reference import MedianMap
 from qsmpipe.methods import METHODS, names_in, needs_background
 from qsmpipe.workflows.background import init_background_wf
@@ -14,12 +15,15 @@ from qsmpipe.workflows.reference import init_reference_wf
 
 INPUTS = (
     "field", "noise", "mask", "b0_direction", "phase", "magnitude", "combined", "r2star",
-    "echo_times", "field_strength", "region",
+    "echo_times", "field_strength", "region", "first_mask", "quality",
 )  # fmt: skip
 
+Wire: TypeAlias = tuple[Any, str]
+"""A node, or a workflow, and one of its outputs."""
+
 OUTPUTS = (
-    "chi", "unreferenced", "reference_value", "local_field", "qsm_mask", "compared", "median",
-    "steps",
+    "chi", "unreferenced", "reference_value", "local_field", "qsm_mask", "reference_region",
+    "compared", "median", "steps",
 )  # fmt: skip
 
 
@@ -28,6 +32,7 @@ def init_susceptibility_wf(
     background: str = "pdf",
     inversion: str = "tv",
     reference: str = "brain",
+    two_pass: bool = False,
     parameters: Mapping[str, Mapping[str, Mapping[str, Any]]] | None = None,
     omp_nthreads: int = 1,
     use_gpu: bool = False,
@@ -44,6 +49,9 @@ def init_susceptibility_wf(
         A method, or several that share what comes before them, as in ``"tv,rts"``.
     reference : str
         A method of :func:`qsmpipe.workflows.reference.init_reference_wf`.
+    two_pass : bool
+        Map susceptibility twice, where the phase is reliable and in the whole mask, and fill the
+        holes of the first map from the second.
     parameters : mapping, optional
         Stage to method to parameter to value, where the default is not wanted.
     omp_nthreads : int
@@ -69,6 +77,9 @@ def init_susceptibility_wf(
         s and T, for the methods that work with phase.
     region
         Mask of the reference region, with ``reference="region"``.
+    first_mask, quality
+        With ``two_pass``: the mask that the first pass may take, ``mask`` or a part of it, and the
+        phase quality, 0 to 1, that leaves holes in it.
 
     Outputs
     -------
@@ -76,8 +87,11 @@ def init_susceptibility_wf(
         Susceptibility (ppm) by the first inversion, referenced; 0 outside ``qsm_mask``.
     unreferenced, reference_value
         The same before the reference was subtracted, and what was subtracted (ppm).
+    reference_region
+        The fluid whose mean it was, with ``reference="csf"``; undefined otherwise.
     local_field
-        Field of the sources inside the mask (ppm); undefined where no inversion needs it.
+        Field of the sources inside the mask (ppm); undefined where no inversion needs it. That of
+        the whole mask, with ``two_pass``.
     qsm_mask
         Where ``chi`` is trusted: ``mask``, eroded as the background removal needs.
     compared, median
@@ -93,71 +107,102 @@ def init_susceptibility_wf(
     workflow = Workflow(name=name)
     inputnode = Node(IdentityInterface(fields=list(INPUTS)), name="inputnode")
     outputnode = Node(IdentityInterface(fields=list(OUTPUTS)), name="outputnode")
-    total = {"field": (inputnode, "field"), "mask": (inputnode, "mask")}
-    local = total
-    done: list[tuple[Workflow, Any]] = []
+    done: list[tuple[Any, Any]] = []
 
     def one(stage: str, method: str) -> Mapping[str, Any]:
         return (parameters or {}).get(stage, {}).get(method, {})
 
-    for method in backgrounds:
-        background_wf = init_background_wf(
-            method=method,
-            parameters=one("background", method),
-            name=f"background_{method}_wf",
-            **threads,
-        )
-        workflow.connect([
-            (inputnode, background_wf, [(x, f"inputnode.{x}") for x in (
-                "noise", "b0_direction")]),
-            *((node, background_wf, [(output, f"inputnode.{x}")])
-              for x, (node, output) in local.items()),
-        ])  # fmt: skip
-        local = {x: (background_wf, f"outputnode.{x}") for x in ("field", "mask")}
-        done.append((background_wf, "outputnode.step"))
+    def branch(mask: Wire, suffix: str = "") -> tuple[Wire, list[tuple[Wire, Wire]]]:
+        """Background and inversions in a mask: the local field; each map and where it is known."""
+        total = {"field": (inputnode, "field"), "mask": mask}
+        local = total
+        for method in backgrounds:
+            background_wf = init_background_wf(
+                method=method,
+                parameters=one("background", method),
+                name=f"background_{method}{suffix}_wf",
+                **threads,
+            )
+            workflow.connect([
+                (inputnode, background_wf, [(x, f"inputnode.{x}") for x in (
+                    "noise", "b0_direction")]),
+                *((node, background_wf, [(output, f"inputnode.{x}")])
+                  for x, (node, output) in local.items()),
+            ])  # fmt: skip
+            local = {x: (background_wf, f"outputnode.{x}") for x in ("field", "mask")}
+            done.append((background_wf, "outputnode.step"))
+        maps = []
+        for method in inversions:
+            starts_from = METHODS["inversion"][method].starts_from
+            source = local if starts_from == "local field" else total
+            inversion_wf = init_inversion_wf(
+                method=method,
+                parameters=one("inversion", method),
+                name=f"inversion_{method}{suffix}_wf",
+                **threads,
+            )
+            workflow.connect([
+                (inputnode, inversion_wf, [(x, f"inputnode.{x}") for x in (
+                    "b0_direction", "echo_times", "field_strength")]),
+            ])  # fmt: skip
+            workflow.connect(*source["mask"], inversion_wf, "inputnode.mask")
+            if starts_from == "phase":
+                workflow.connect([(inputnode, inversion_wf, [(x, f"inputnode.{x}") for x in (
+                    "phase", "magnitude")])])  # fmt: skip
+            else:
+                workflow.connect([
+                    (inputnode, inversion_wf, [("noise", "inputnode.noise"),
+                                               ("r2star", "inputnode.r2star"),
+                                               ("combined", "inputnode.magnitude")]),
+                ])  # fmt: skip
+                workflow.connect(*source["field"], inversion_wf, "inputnode.field")
+            done.append((inversion_wf, "outputnode.step"))
+            maps.append(((inversion_wf, "outputnode.chi"), source["mask"]))
+        return local["field"], maps
+
+    mapped: list[tuple[Wire, Wire]] = []
+    if two_pass:
+        reliable = Node(Reliable(num_threads=omp_nthreads), name="reliable")
+        workflow.connect([(inputnode, reliable, [("quality", "quality"), ("first_mask", "mask")])])
+        done.append((reliable, "step"))
+        _, first = branch((reliable, "mask"), "_reliable")
+    local_field, mapped = branch((inputnode, "mask"))
     if backgrounds:
-        workflow.connect(*local["field"], outputnode, "local_field")
+        workflow.connect(*local_field, outputnode, "local_field")
+    if two_pass:
+        for n, method in enumerate(inversions):
+            passes = Node(MergePasses(num_threads=omp_nthreads), name=f"passes_{method}")
+            (filled, mask), (holed, known) = mapped[n], first[n]
+            workflow.connect(*holed, passes, "chi_reliable")
+            workflow.connect(*known, passes, "reliable")
+            workflow.connect(*filled, passes, "chi_filled")
+            mapped[n] = ((passes, "chi"), mask)
 
     maps, masks = [], []
-    for method in inversions:
-        starts_from = METHODS["inversion"][method].starts_from
-        source = local if starts_from == "local field" else total
-        inversion_wf = init_inversion_wf(
-            method=method,
-            parameters=one("inversion", method),
-            name=f"inversion_{method}_wf",
-            **threads,
+    for method, (chi, mask) in zip(inversions, mapped, strict=True):
+        reference_wf = init_reference_wf(
+            method=reference,
+            parameters=one("reference", reference),
+            name=f"reference_{method}_wf",
         )
-        reference_wf = init_reference_wf(method=reference, name=f"reference_{method}_wf")
         workflow.connect([
-            (inputnode, inversion_wf, [(x, f"inputnode.{x}") for x in (
-                "b0_direction", "echo_times", "field_strength")]),
-            (*source["mask"][:1], inversion_wf, [(source["mask"][1], "inputnode.mask")]),
-            (inputnode, reference_wf, [("region", "inputnode.region")]),
-            (*source["mask"][:1], reference_wf, [(source["mask"][1], "inputnode.mask")]),
-            (inversion_wf, reference_wf, [("outputnode.chi", "inputnode.chi")]),
+            (inputnode, reference_wf, [("region", "inputnode.region"),
+                                       ("r2star", "inputnode.r2star"),
+                                       ("combined", "inputnode.magnitude")]),
         ])  # fmt: skip
-        if starts_from == "phase":
-            workflow.connect([(inputnode, inversion_wf, [(x, f"inputnode.{x}") for x in (
-                "phase", "magnitude")])])  # fmt: skip
-        else:
-            workflow.connect([
-                (inputnode, inversion_wf, [("noise", "inputnode.noise"),
-                                           ("r2star", "inputnode.r2star"),
-                                           ("combined", "inputnode.magnitude")]),
-                (*source["field"][:1], inversion_wf, [(source["field"][1], "inputnode.field")]),
-            ])  # fmt: skip
+        workflow.connect(*mask, reference_wf, "inputnode.mask")
+        workflow.connect(*chi, reference_wf, "inputnode.chi")
         step = "outputnode.step"
-        done.append((inversion_wf, step))
         done.append((reference_wf, (step, _of, method) if len(inversions) > 1 else step))
         maps.append((reference_wf, "outputnode.chi"))
-        masks.append(source["mask"])
+        masks.append(mask)
         if method == inversions[0]:
-            workflow.connect(*source["mask"], outputnode, "qsm_mask")
+            workflow.connect(*mask, outputnode, "qsm_mask")
+            workflow.connect(*chi, outputnode, "unreferenced")
             workflow.connect([
-                (inversion_wf, outputnode, [("outputnode.chi", "unreferenced")]),
                 (reference_wf, outputnode, [("outputnode.chi", "chi"),
-                                            ("outputnode.value", "reference_value")]),
+                                            ("outputnode.value", "reference_value"),
+                                            ("outputnode.region", "reference_region")]),
             ])  # fmt: skip
 
     def merged(outputs: list[tuple[Any, Any]], name: str) -> Node:

@@ -7,6 +7,9 @@ from nipype.pipeline.engine import Workflow
 
 from qsmpipe.workflows.stage import stage_wf
 
+ON_CPU = ("romeo", "bestpath")
+"""Methods that grow their regions on the CPU: they need no GPU slot."""
+
 
 def init_unwrap_wf(
     *,
@@ -27,7 +30,7 @@ def init_unwrap_wf(
     omp_nthreads : int
         CPU threads.
     use_gpu : bool
-        Run on CUDA. ROMEO has no use for one and takes no GPU slot.
+        Run on CUDA. ROMEO and best path have no use for one and take no GPU slot.
     name : str
         Name of the workflow.
 
@@ -49,7 +52,6 @@ def init_unwrap_wf(
     step
         What was done.
     """
-    # ROMEO grows its regions on the CPU: it needs no GPU slot.
     return stage_wf(
         "unwrap",
         method,
@@ -57,6 +59,6 @@ def init_unwrap_wf(
         outputs=("phase", "step"),
         parameters=parameters,
         omp_nthreads=omp_nthreads,
-        use_gpu=use_gpu and method != "romeo",
+        use_gpu=use_gpu and method not in ON_CPU,
         name=name,
     )

@@ -15,13 +15,13 @@ import nipype
 from nipype.pipeline.engine import Node, Workflow
 from nipype.utils.filemanip import loadpkl
 
-from qsmpipe.checks import Examination
+from qsmpipe.checks import Examination, head_name, heads
 from qsmpipe.cli.errors import Exit, RunError
 from qsmpipe.cli.logs import log_to
 from qsmpipe.cli.plugin import ProcessPerNode
 from qsmpipe.cli.progress import RunProgress, is_plumbing, label
 from qsmpipe.settings import Settings
-from qsmpipe.workflows.base import init_run_wf
+from qsmpipe.workflows.base import head_workflow, init_run_wf
 
 Record = dict[str, Any]
 
@@ -72,6 +72,11 @@ def execute(
         name = f"{acquisition.node_name}_wf"
         own = {node: crash for node, crash in crashes.items() if name in node.split(".")}
         _complete(records[acquisition.name], nodes[name], own, ended=progress.ended)
+    for head in heads(examinations) if settings.methods("cosmos") else []:
+        if not head.errors:
+            name = head_workflow(head)
+            own = {node: crash for node, crash in crashes.items() if name in node.split(".")}
+            _complete(records[head_name(head)], nodes[name], own, ended=progress.ended)
 
 
 def _use_gpu(device: str) -> bool:

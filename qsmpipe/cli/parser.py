@@ -125,7 +125,7 @@ def build_parser() -> argparse.ArgumentParser:
     described = " ".join(f"{name}: {row['description']}" for name, row in presets().items())
     add("--preset", choices=presets(), help=described.replace("%", "%%"))
     for stage, extra in (("offset", ["none"]), ("unwrap", []), ("field", []),
-                         ("relaxation", ["none"])):  # fmt: skip
+                         ("relaxation", ["none"]), ("swi", ["none"])):  # fmt: skip
         add(f"--{stage}", choices=[*METHODS[stage], *extra], help=_methods(stage))
     add(
         "--background",
@@ -144,8 +144,34 @@ def build_parser() -> argparse.ArgumentParser:
         help=f"a method, several joined by & (both) or | (either), as in 'bet & quality', or "
         f"'given' (from --derivatives). {_methods('mask')}",
     )
+    add(
+        "--mask-residual",
+        type=float,
+        metavar="SHARE",
+        help="before the background is removed, leave out voxels in which the field fit leaves "
+        "more than this share of the signal over, 0.3 for example (default: none)",
+    )
+    add(
+        "--two-pass",
+        action="store_true",
+        default=None,
+        help="map where the phase is reliable, then once more to fill the holes: for bleeds and "
+        "the like; takes twice the time",
+    )
+    add(
+        "--cosmos",
+        action="store_const",
+        const="cosmos",
+        help="also invert all acquisitions of each subject together, as one head at 2 or more "
+        "orientations (COSMOS); the labels above choose which",
+    )
     add("--mask-erosion", type=float, metavar="MM", help="erode the brain mask by this (mm)")
-    add("--reference", metavar="WHAT", help="brain, none, or region:LABEL (from --derivatives)")
+    add(
+        "--reference",
+        metavar="WHAT",
+        help="what becomes 0: the mean of the brain; csf: of the ventricles, found by R2* below "
+        "5 /s, or another limit as in csf:8; region:LABEL (from --derivatives); none",
+    )
     add(
         "--set",
         action="extend",

@@ -12,7 +12,7 @@ from typing import Any
 
 from qsmpipe import bids, checks
 from qsmpipe.bids import Acquisition
-from qsmpipe.checks import Examination, Finding
+from qsmpipe.checks import Examination, Finding, head_name
 from qsmpipe.cli.errors import Exit, RunError
 from qsmpipe.cli.logs import log_to
 from qsmpipe.cli.parser import Request
@@ -42,8 +42,10 @@ def run(request: Request) -> Exit:
     _validate(settings)
     acquisitions = _find(settings)
     examinations, given = _with_given(_examine(acquisitions, settings), settings)
+    heads = checks.heads(examinations) if settings.methods("cosmos") else []
     if request.dry_run:
         _say(examinations, settings)
+        _announce_heads(heads)
         return Exit.OK if any(not e.errors for e in examinations) else Exit.BAD_DATA
 
     started = time.strftime("%Y%m%d-%H%M%S")
@@ -52,6 +54,7 @@ def run(request: Request) -> Exit:
     log_file = output / "logs" / identity / "qsmpipe.log"
     log_to(log_file, ["qsmpipe"])
     records = {e.acquisition.name: _record(e) for e in examinations}
+    records |= {head_name(e): _record(e) | {"name": head_name(e)} for e in heads}
     run_record: Record = {
         "command": request.command,
         "uuid": identity,
@@ -63,6 +66,7 @@ def run(request: Request) -> Exit:
         return _write_methods_text(output, records, run_record, settings)
 
     _announce(examinations)
+    _announce_heads(heads)
     ready = [e for e in examinations if not e.errors]
     if ready:
         from qsmpipe.cli.execute import execute
@@ -82,6 +86,13 @@ def _announce(examinations: list[Examination]) -> None:
             _line(f"{name}: refused: {finding.message}")
         for finding in examination.warnings:
             _line(f"{name}: warning: {finding.message}")
+
+
+def _announce_heads(heads: list[Examination]) -> None:
+    """Say which subjects have too few orientations."""
+    for head in heads:
+        for finding in head.errors:
+            _line(f"{head_name(head)}: refused: {finding.message}")
 
 
 def _conclude(records: Mapping[str, Record], output: Path, log_file: Path) -> Exit:
@@ -242,6 +253,13 @@ def _with_given(
     examined = []
     for examination in examinations:
         acquisition, findings = examination.acquisition, []
+        if reference == "csf" and len(examination.echo_times) < 2:
+            findings.append(Finding(
+                "error",
+                "reference",
+                f"{acquisition.name}: reference csf finds the ventricles by their R2*, which one "
+                "echo does not give: choose another reference",
+            ))  # fmt: skip
         for name, region in wanted.items():
             try:
                 path = bids.find_mask(folders, acquisition, label=region)
@@ -296,6 +314,10 @@ def _say(examinations: list[Examination], settings: Settings) -> None:
         for key, value in step["parameters"].items():
             print(f"    {step['stage']}.{key.removesuffix('_')} = {value}")
     print(f"  mask expression: {settings.mask}, erosion {settings.mask_erosion:g} mm")
+    if settings.mask_residual:
+        print(f"  mask residual: {settings.mask_residual:g} at most")
+    if settings.two_pass:
+        print("  two passes: reliable phase, then the whole mask")
     print(f"  reference: {settings.reference}")
 
 

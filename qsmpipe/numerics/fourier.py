@@ -42,3 +42,16 @@ def irfft(spectrum: Tensor, shape: Shape, crop: Sequence[int]) -> Tensor:
 def convolve(image: Tensor, transfer: Tensor, shape: Shape) -> Tensor:
     """Filter ``image`` (..., X, Y, Z) by ``transfer``, a half spectrum of grid ``shape``."""
     return irfft(rfft(image, shape) * transfer, shape, image.shape[-3:])
+
+
+def copies(shape: Shape, *, like: Tensor) -> Tensor:
+    """How many frequencies of the whole spectrum each of the half spectrum stands for, (Z,).
+
+    Sums over the half spectrum with these weights are sums over the whole one.
+    """
+    depth = shape[2]
+    count = like.new_full((depth // 2 + 1,), 2.0)
+    count[0] = 1.0
+    if depth % 2 == 0:
+        count[-1] = 1.0
+    return count

@@ -24,9 +24,21 @@ class Offset(NamedTuple):
     phase: Tensor
     """Phase without the offset (rad, in (-pi, pi]), (E, X, Y, Z)."""
     offset: Tensor
-    """Phase at echo time 0 (rad, in (-pi, pi]), (X, Y, Z)."""
+    """Phase at echo time 0 (rad, in (-pi, pi]), (X, Y, Z); of a bipolar readout that of the odd
+    echoes."""
     convergence: Convergence | None = None
     """None: the method is direct."""
+    difference: Tensor | None = None
+    """What even echoes have beyond odd ones (rad), (X, Y, Z), where the readout is bipolar."""
+
+
+class Combined(NamedTuple):
+    """What the combination of coils gives."""
+
+    magnitude: Tensor
+    """(E, X, Y, Z), in the unit of the coils' magnitudes."""
+    phase: Tensor
+    """Phase without the coils' offsets (rad, in (-pi, pi]), (E, X, Y, Z)."""
 
 
 def wrap(phase: Tensor) -> Tensor:
@@ -140,6 +152,7 @@ def mcpc3ds(
     *,
     echo_times: Sequence[float],
     sigma: float = DEFAULT_SIGMA,
+    bipolar: bool = False,
 ) -> Offset:
     r"""Remove the phase that all echoes share (MCPC-3D-S [1]_).
 
@@ -150,10 +163,24 @@ def mcpc3ds(
     the Gaussian took away by its width, at the head's edge above all, is smoothed again and added
     (twicing [2]_).
 
+    Where even echoes are read out the other way round (``bipolar``), eddy currents and delays give
+    them a smooth phase :math:`d` that odd echoes lack. The first and the third echo do not have
+    it, so that with :math:`\theta = \varphi_2 - \varphi_1` and
+    :math:`q = (t_3 - t_1) / (t_2 - t_1)`
+
+    .. math:: \varphi_3 - \varphi_1 - q \theta = -q d
+
+    which is smoothed like the offset, unwrapped, and subtracted from :math:`\theta` and from the
+    even echoes: the correction of [3]_ (his :math:`g / f`, where :math:`f = -q`), written so that
+    no echo but :math:`\theta` is unwrapped. Echo times that ascend leave no case in which it is
+    degenerate. What cannot be told is a :math:`d` greater by :math:`2 \pi / q` everywhere, which
+    for even spacing is a field in which even echoes turn by another half: the smallest one is
+    taken.
+
     Parameters
     ----------
     phase : (E, X, Y, Z) real tensor
-        Phase (rad), wrapped or not, of 2 or more echoes of one readout polarity.
+        Phase (rad), wrapped or not, of 2 or more echoes; of 3 or more where ``bipolar``.
     magnitude : (E, X, Y, Z) real tensor
         Magnitude, in any unit.
     zooms : tuple of float
@@ -162,6 +189,9 @@ def mcpc3ds(
         Echo times (s).
     sigma : float
         Standard deviation of the Gaussian (mm).
+    bipolar : bool
+        Whether every second echo was read out in the opposite direction; without it, all must
+        have one readout polarity.
 
     Returns
     -------
@@ -171,43 +201,186 @@ def mcpc3ds(
     Raises
     ------
     ValueError
-        For a single echo: it has no offset that could be told from its field.
+        For a single echo: it has no offset that could be told from its field. For 2 bipolar
+        ones: the difference of the readouts could not be told from the field.
 
     References
     ----------
     .. [1] Eckstein et al. Magn Reson Med 79 (2018) 2996, doi:10.1002/mrm.26963
     .. [2] Tukey, Exploratory Data Analysis, Addison-Wesley (1977), 526
+    .. [3] Eckstein, PhD thesis, TU Wien (2021), doi:10.34726/hss.2021.43447
     """
+    times = _check_offset(phase, magnitude, echo_times, sigma)
+    if bipolar and len(times) < 3:
+        msg = (
+            "a bipolar readout takes 3 echoes to tell the phase that its direction adds from the "
+            f"field, and there are {len(times)}: choose no bipolar correction or no offset removal"
+        )
+        raise ValueError(msg)
+    weight = (magnitude[0] * magnitude[1]).sqrt_()
+    mask = _signal(weight)
+    evolution = _unwrap(wrap(phase[1] - phase[0]), weight, mask, zooms)
+    difference = None
+    if bipolar:
+        difference = _difference(phase, magnitude, evolution, times, mask, zooms, sigma)
+        evolution -= difference
+    offset = _offset(phase, magnitude, evolution, times, mask, zooms, sigma)
+    clean = phase - offset
+    if difference is not None:
+        clean[1::2] -= difference
+    return Offset(wrap(clean), offset, None, difference)
+
+
+def mcpc3ds_coils(
+    phase: Sequence[Tensor],
+    magnitude: Sequence[Tensor],
+    zooms: Zooms,
+    *,
+    echo_times: Sequence[float],
+    sigma: float = DEFAULT_SIGMA,
+) -> Combined:
+    r"""Combine the images of several coils without their phase offsets (MCPC-3D-S [1]_).
+
+    The Hermitian inner product of the first two echoes, summed over the coils, is free of their
+    offsets. Unwrapped, it gives the offset :math:`\varphi_{0,c}` of each coil as in
+    :func:`mcpc3ds`; then the coils agree and
+
+    .. math:: M_e^2 e^{i \varphi_e} = \sum_c M_{c,e}^2 e^{i (\varphi_{c,e} - \varphi_{0,c})}
+
+    No singularity of a single coil remains: where it has no signal, it has no weight. The coils
+    are asked for one by one, twice: a sequence that loads what it is asked for holds one in memory
+    at a time.
+
+    Parameters
+    ----------
+    phase : (C, E, X, Y, Z) real tensor, or sequence of (E, X, Y, Z)
+        Phase (rad), wrapped or not, of 2 or more echoes of one readout polarity. (Of a bipolar
+        readout combine first, then remove what is left by :func:`mcpc3ds`.)
+    magnitude : (C, E, X, Y, Z) real tensor, or sequence of (E, X, Y, Z)
+        Magnitude, in one unit for all coils.
+    zooms : tuple of float
+        Voxel size (mm).
+    echo_times : sequence of float
+        Echo times (s).
+    sigma : float
+        Standard deviation of the Gaussian (mm).
+
+    Returns
+    -------
+    Combined
+
+    Raises
+    ------
+    ValueError
+        For a single echo, for no coil, or where phase and magnitude are not of the same coils.
+
+    References
+    ----------
+    .. [1] Eckstein et al. Magn Reson Med 79 (2018) 2996, doi:10.1002/mrm.26963
+    """
+    if len(phase) != len(magnitude) or len(phase) == 0:
+        msg = (
+            f"there are {len(phase)} coils with a phase and {len(magnitude)} with a magnitude: "
+            "give one of each per coil"
+        )
+        raise ValueError(msg)
+    coils = range(len(phase))
+    product: Tensor | float = 0.0
+    for c in coils:
+        values, amplitude = phase[c], magnitude[c]
+        times = _check_offset(values, amplitude, echo_times, sigma)
+        product = product + torch.polar(amplitude[0] * amplitude[1], values[1] - values[0])
+    assert isinstance(product, Tensor)
+    weight = product.abs().sqrt_()
+    mask = _signal(weight)
+    evolution = _unwrap(product.angle(), weight, mask, zooms)
+    total: Tensor | float = 0.0
+    for c in coils:
+        values, amplitude = phase[c], magnitude[c]
+        offset = _offset(values, amplitude, evolution, times, mask, zooms, sigma)
+        total = total + torch.polar(amplitude.square(), values - offset)
+    assert isinstance(total, Tensor)
+    return Combined(total.abs().sqrt_(), wrap(total.angle()))
+
+
+def _check_offset(
+    phase: Tensor, magnitude: Tensor, echo_times: Sequence[float], sigma: float
+) -> list[float]:
     if len(echo_times) < 2:
         msg = (
             "MCPC-3D-S needs 2 echoes to tell the phase offset from the field, and there is "
             f"{len(echo_times)}: choose no offset removal"
         )
         raise ValueError(msg)
-    first, second, *_ = check_echo_times(phase, echo_times)
+    times = check_echo_times(phase, echo_times)
     check_grid(phase, magnitude, ("phase", "magnitude"))
     if not sigma > 0:
         msg = f"sigma {sigma!r} is not above 0: give the width of the smoothing in mm"
         raise ValueError(msg)
+    return times
 
-    ratio = first / (second - first)
-    weight = (magnitude[0] * magnitude[1]).sqrt_()
-    mask = _signal(weight)
-    evolution = _unwrap(wrap(phase[1] - phase[0]), weight, mask, zooms)
+
+def _offset(
+    phase: Tensor,
+    magnitude: Tensor,
+    evolution: Tensor,
+    times: Sequence[float],
+    mask: Tensor,
+    zooms: Zooms,
+    sigma: float,
+) -> Tensor:
+    """Smooth phase at echo time 0, given how it evolves from the first to the second echo."""
+    ratio = times[0] / (times[1] - times[0])
     rough = phase[0] - ratio * evolution
-    variance = (1 + ratio) ** 2 / magnitude[0].square() + ratio**2 / magnitude[1].square()
-    precision = torch.where(mask & variance.isfinite(), 1 / variance, 0.0)
-    offset = _smooth(rough, precision, zooms, sigma)
-    offset = wrap(offset + _smooth(rough - offset, precision, zooms, sigma))
-    return Offset(wrap(phase - offset), offset)
+    return _smooth_twice(rough, _precision(magnitude, (1 + ratio, ratio), mask), zooms, sigma)
 
 
-def _unwrap(phase: Tensor, magnitude: Tensor, mask: Tensor, zooms: Zooms) -> Tensor:
-    """Unwrap (X, Y, Z) over space, with as few whole turns as can be in the typical voxel."""
+def _difference(
+    phase: Tensor,
+    magnitude: Tensor,
+    evolution: Tensor,
+    times: Sequence[float],
+    mask: Tensor,
+    zooms: Zooms,
+    sigma: float,
+) -> Tensor:
+    """Phase of the second echo that the first and the third lack (rad), unwrapped."""
+    ratio = (times[2] - times[0]) / (times[1] - times[0])
+    rough = phase[2] - phase[0] - ratio * evolution
+    precision = _precision(magnitude, (ratio - 1, ratio, 1.0), mask)
+    smooth = _smooth_twice(rough, precision, zooms, sigma)
+    return _unwrap(smooth, None, smooth != 0, zooms, among=mask) / -ratio
+
+
+def _precision(magnitude: Tensor, factors: Sequence[float], mask: Tensor) -> Tensor:
+    """Inverse variance of a sum of the echoes' phases, each times its factor; 0 outside."""
+    variance = torch.zeros_like(magnitude[0])
+    for factor, m in zip(factors, magnitude, strict=False):
+        variance += factor**2 / m.square()
+    return torch.where(mask & variance.isfinite(), 1 / variance, 0.0)
+
+
+def _smooth_twice(rough: Tensor, precision: Tensor, zooms: Zooms, sigma: float) -> Tensor:
+    smooth = _smooth(rough, precision, zooms, sigma)
+    return wrap(smooth + _smooth(rough - smooth, precision, zooms, sigma))
+
+
+def _unwrap(
+    phase: Tensor,
+    magnitude: Tensor | None,
+    mask: Tensor,
+    zooms: Zooms,
+    *,
+    among: Tensor | None = None,
+) -> Tensor:
+    """Unwrap (X, Y, Z) over space, with as few whole turns as can be in the typical voxel.
+
+    Typical among those of ``among``, or of ``mask``.
+    """
     from qsmpipe.numerics.unwrap.romeo import romeo  # loads numba
 
-    unwrapped = romeo(phase[None], mask, zooms, magnitude=magnitude[None])[0]
-    turns = torch.round(unwrapped[mask] / (2 * math.pi))
+    unwrapped = romeo(phase, mask, zooms, magnitude=magnitude)
+    turns = torch.round(unwrapped[mask if among is None else among] / (2 * math.pi))
     return unwrapped - 2 * math.pi * turns.median() if turns.numel() else unwrapped
 
 

@@ -21,9 +21,17 @@ class Convergence(NamedTuple):
     """The value of ``change`` that stops."""
 
 
+PIECE = 1 << 14
+"""Elements whose products are added up at a time: too few to be shared out among threads."""
+
+
 def dot(x: Tensor, y: Tensor) -> float:
-    """Inner product as a Python float."""
-    return torch.dot(x.reshape(-1), y.reshape(-1)).item()
+    """Inner product as a Python float, the same whatever the number of threads."""
+    x, y = x.reshape(-1), y.reshape(-1)
+    if x.is_cuda:
+        return torch.dot(x.double(), y.double()).item()
+    pieces = zip(x.split(PIECE), y.split(PIECE), strict=True)
+    return torch.stack([torch.dot(a, b) for a, b in pieces]).double().sum().item()
 
 
 def conjugate_gradient(

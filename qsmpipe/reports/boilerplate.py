@@ -25,6 +25,20 @@ ALWAYS = (
 
 UNSTATED = "not stated"
 
+BESIDE = {
+    ("mask", "residual"): (
+        "Voxels whose relative residual of the field fit exceeds {threshold} were left out of the "
+        "mask.",
+        (CONSENSUS,),
+    ),
+    ("passes", "reliable"): (
+        "Susceptibility was mapped in two passes: where phase quality was above a threshold "
+        "({threshold}), and in the whole mask, from which the holes of the first map were filled.",
+        ("stewart2022",),
+    ),
+}
+"""Steps that are no method to choose: what a paper says of them, and citations."""
+
 STAGES = {
     "offset": "phase offset",
     "phase": "phase",
@@ -32,8 +46,11 @@ STAGES = {
     "unwrap": "unwrapping",
     "field": "total field",
     "relaxation": "relaxation",
+    "swi": "susceptibility-weighted imaging",
     "background": "background removal",
     "inversion": "dipole inversion",
+    "cosmos": "inversion of all orientations",
+    "passes": "two passes",
     "reference": "referencing",
 }
 """Stage to its name in a sentence."""
@@ -226,7 +243,9 @@ def checklist(record: Record, run: Record | None = None) -> list[dict[str, str]]
             "Pipeline",
             "Resampling, changes to headers",
             "mandatory",
-            "none: processed on the acquired grid with the B0 direction of its affine",
+            "local fields resampled to the grid of the first orientation (cubic spline)"
+            if any(step.get("stage") == "cosmos" for step in record.get("steps") or [])
+            else "none: processed on the acquired grid with the B0 direction of its affine",
         ),
         _row("Pipeline", "Referencing", "mandatory", _reference_words(record, run)),
         *_region_row(record, run),
@@ -300,6 +319,9 @@ def sentence(step: Mapping[str, Any]) -> str:
     stage, name = str(step.get("stage", "")), str(step.get("method", ""))
     row = METHODS.get(stage, {}).get(name)
     parameters = step.get("parameters") or {}
+    if (stage, name) in BESIDE:
+        text, keys = BESIDE[stage, name]
+        return _cite(_fill(text, parameters), keys)
     if row is None:
         what = STAGES.get(stage, stage)
         if stage == "reference" or not what:
@@ -341,7 +363,8 @@ def _alike(records: Sequence[Record]) -> dict[tuple[str, ...], list[str]]:
     groups: dict[tuple[str, ...], list[str]] = {}
     for record in records:
         if record.get("steps"):
-            steps = tuple(text for text in map(sentence, record["steps"]) if text)
+            # of two passes, the second does what the first did
+            steps = tuple(dict.fromkeys(text for text in map(sentence, record["steps"]) if text))
             acquisition = _acquisition(record)
             key = ((acquisition,) if acquisition else ()) + steps
             groups.setdefault(key, []).append(str(record.get("name", "")))
@@ -417,8 +440,13 @@ def _reference_words(record: Record, run: Record, *, value: bool = True) -> str:
         return UNSTATED
     if kind == "none":
         return "susceptibility is in ppm, not referenced to a region"
+    parameters = steps[-1].get("parameters") or {} if steps else {}
+    limit = parameters.get("threshold") or label
     region = (
-        f"the mean over the region {label}" if label
+        "the mean over the cerebrospinal fluid of the ventricles"
+        f"{f' (R2* below {value_text(limit)} /s)' if limit else ''}"
+        f"{'' if value else ' [@liu2018]'}" if kind == "csf"
+        else f"the mean over the region {label}" if label
         else "the mean over the given region" if kind == "region"
         else "the mean over the whole brain mask in which susceptibility was computed"
     )  # fmt: skip
@@ -431,7 +459,7 @@ def _reference_words(record: Record, run: Record, *, value: bool = True) -> str:
 
 def _region_row(record: Record, run: Record) -> list[dict[str, str]]:
     """Relate a reference region to the whole brain, as Table 5 wants it."""
-    if not str((run.get("settings") or {}).get("reference", "")).startswith("region"):
+    if not str((run.get("settings") or {}).get("reference", "")).startswith(("region", "csf")):
         return []
     mean = _value(record, CHI_MEAN)
     steps = [step for step in record.get("steps") or [] if step.get("stage") == "reference"]

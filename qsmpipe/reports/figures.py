@@ -5,7 +5,7 @@ order: right on the left, anterior on top or on the left.
 """
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +18,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Colormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from PIL import Image
 
 from qsmpipe.numerics.units import GAMMA
@@ -258,6 +258,7 @@ def draw(maps: Maps, folder: Path) -> list[Picture]:
         (draw_susceptibility_wide, TIGHT),
         (draw_compared, TIGHT),
         (draw_histogram, TIGHT),
+        (draw_curves, TIGHT),
         (draw_r2star, TIGHT),
     ]
     with matplotlib.style.context("default"):
@@ -520,16 +521,7 @@ def draw_histogram(maps: Maps, view: View, folder: Path) -> Picture | None:
         axes.set_yscale(scale)
         axes.set_xlim(-limit, limit)
         axes.set_ylim(0.7 if scale == "log" else 0, max(counts.max() * 1.1, 2))
-        axes.set_facecolor(PAPER)
-        axes.set_title(title, color=INK, fontsize=FONT + 1, loc="left")
-        axes.set_xlabel("susceptibility (ppm)", color=INK, fontsize=FONT)
-        axes.set_ylabel("voxels", color=INK, fontsize=FONT)
-        axes.tick_params(colors=FAINT, labelsize=FONT - 0.5, labelcolor=INK)
-        axes.grid(color="#ffffff", alpha=0.12, lw=0.7)
-        axes.set_axisbelow(True)
-        for side, spine in axes.spines.items():
-            spine.set_visible(side in ("left", "bottom"))
-            spine.set_color(FAINT)
+        _dress(axes, title, "susceptibility (ppm)", "voxels")
     _save(figure, None, path)
     return Picture(
         path,
@@ -538,6 +530,63 @@ def draw_histogram(maps: Maps, view: View, folder: Path) -> Picture | None:
         f"pictures (-0.1 to 0.1 ppm), the orange line the median ({median:+.4f} ppm).",
         "Susceptibility",
     )
+
+
+def draw_curves(maps: Maps, view: View, folder: Path) -> Picture | None:
+    """Draw what the weights of regularisations were chosen from: penalty over residual."""
+    curves = {name: curve for name, curve in maps.curves.items() if _drawable(curve)}
+    if not curves:
+        return None
+    path = folder / "susceptibility-lambda.png"
+    columns = len(curves)
+    figure = _figure(WIDTH // 2 * min(columns, 2), 420)
+    words = []
+    for place, (name, curve) in enumerate(curves.items()):
+        axes = figure.add_axes(((place + 0.16) / columns, 0.17, 0.74 / columns, 0.68))
+        x, y, chosen = curve["residuals"], curve["penalties"], curve["chosen"]
+        weights = curve["lambdas"]
+        axes.loglog(x, y, color=BARS, lw=1.6, marker="o", ms=4)
+        axes.plot(x[chosen], y[chosen], color=QSM, marker="o", ms=12, mfc="none", mew=2)
+        for end in sorted({0, chosen, len(weights) - 1}):
+            axes.annotate(
+                f"{weights[end]:.2g}", (x[end], y[end]), (9, 6), textcoords="offset points",
+                color=QSM if end == chosen else INK, fontsize=FONT,
+            )  # fmt: skip
+        axes.margins(0.12)
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.set_major_formatter(FuncFormatter(lambda number, _: f"{number:g}"))
+            axis.set_minor_formatter(NullFormatter())
+        _dress(axes, name, "norm of the weighted residual (ppm)", "penalty without its weight")
+        how = "by" if curve["found"] else "as none was found by"
+        words.append(f"{name}: {weights[chosen]:.3g}, {how} the rule {curve['rule']}.")
+    _save(figure, None, path)
+    return Picture(
+        path,
+        "Choice of lambda",
+        "Misfit of the data against the size of what the regularisation penalises, for the values "
+        f"of lambda that were tried. The circle marks the chosen one. {' '.join(words)}",
+        "Susceptibility",
+    )
+
+
+def _drawable(curve: Mapping[str, Any]) -> bool:
+    values = [*curve["residuals"], *curve["penalties"]]
+    return bool(values) and all(np.isfinite(value) and value > 0 for value in values)
+
+
+def _dress(axes: Any, title: str, x: str, y: str) -> None:
+    """Colours and frame of a diagram."""
+    axes.set_facecolor(PAPER)
+    axes.set_title(title, color=INK, fontsize=FONT + 1, loc="left")
+    axes.set_xlabel(x, color=INK, fontsize=FONT)
+    axes.set_ylabel(y, color=INK, fontsize=FONT)
+    axes.tick_params(which="both", colors=FAINT, labelsize=FONT - 0.5, labelcolor=INK)
+    axes.grid(color="#ffffff", alpha=0.12, lw=0.7)
+    axes.set_axisbelow(True)
+    for side, spine in axes.spines.items():
+        spine.set_visible(side in ("left", "bottom"))
+        spine.set_color(FAINT)
 
 
 def draw_r2star(maps: Maps, view: View, folder: Path) -> Picture | None:

@@ -48,6 +48,9 @@ class Maps:
     """(s)."""
     reference_value: float | None = None
     """What was subtracted from the susceptibility (ppm)."""
+    curves: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    """Inversion to what its lambda was chosen from: the items of
+    :class:`qsmpipe.numerics.inversion.common.Curve`."""
 
     def __post_init__(self) -> None:
         for name in ("magnitude", "phase"):

@@ -19,6 +19,28 @@ ASSUMED_FIELD_STRENGTH, ASSUMED_ECHO_TIME = 3.0, 0.02
 """What phase belongs to 1 ppm where the acquisition is not given (T, s): 16.05 rad."""
 
 
+class Curve(NamedTuple):
+    """How data and penalty answered to the weight between them, where it was chosen from that."""
+
+    lambdas: tuple[float, ...]
+    """Weights that were tried, ascending, the chosen one among them."""
+    residuals: tuple[float, ...]
+    """Norm of the weighted residual at each, in the field's unit."""
+    penalties: tuple[float, ...]
+    """Norm that the weight stands before, without the weight, at each."""
+    chosen: int
+    """Which of them was chosen."""
+    rule: str
+    """By which rule: "l-curve" or "discrepancy"."""
+    found: bool
+    """Whether the rule found a weight; where not, the method's own is the chosen one."""
+
+    @property
+    def lambda_(self) -> float:
+        """The chosen weight."""
+        return self.lambdas[self.chosen]
+
+
 class Susceptibility(NamedTuple):
     """A susceptibility map."""
 
@@ -28,6 +50,8 @@ class Susceptibility(NamedTuple):
     """How the iteration ended; None for a direct method."""
     chosen: Mapping[str, float] = MappingProxyType({})
     """Parameters that the method chose itself, by name."""
+    curve: Curve | None = None
+    """What a regularisation weight was chosen from, if by rule."""
 
 
 def phase_scale(field_strength: float | None, echo_times: Sequence[float] | None) -> float:
@@ -51,6 +75,38 @@ def positive(**values: float) -> None:
         if not value > 0:
             msg = f"{name} is {value:g}: give a number above 0"
             raise ValueError(msg)
+
+
+def noise_level(mask: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """Voxels of ``mask`` whose noise is known, and the median of it.
+
+    Raises
+    ------
+    ValueError
+        If ``noise`` is on another grid, or nowhere positive and finite inside ``mask``.
+    """
+    if noise.shape != mask.shape:
+        msg = (
+            f"noise {tuple(noise.shape)} and mask {tuple(mask.shape)} are on different grids: "
+            "resample the noise map to the field's grid"
+        )
+        raise ValueError(msg)
+    usable = mask & noise.isfinite() & (noise > 0)
+    if not usable.any():
+        msg = (
+            f"noise {tuple(noise.shape)} is positive and finite in no voxel of the mask "
+            f"({int(mask.sum())} voxels): give a standard deviation, or leave it out"
+        )
+        raise ValueError(msg)
+    return usable, noise[usable].median()
+
+
+def data_weight(mask: Tensor, noise: Tensor | None, like: Tensor) -> Tensor:
+    """Weight W of each voxel's field: median noise over noise inside ``mask``, 0 outside."""
+    if noise is None:
+        return mask.to(like)
+    usable, level = noise_level(mask, noise)
+    return torch.where(usable, level / noise, 0.0).to(like)
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,11 @@ from qsmpipe.numerics.masks.morphology import (
     fill_holes,
     largest_component,
 )
+from qsmpipe.numerics.masks.passes import merge, reliable
 from qsmpipe.numerics.masks.quality import quality
+from qsmpipe.numerics.masks.residual import exclude_residual
 from qsmpipe.numerics.masks.threshold import bias_field, threshold
+from qsmpipe.numerics.masks.ventricles import ventricles
 
 __all__ = [
     "bet",
@@ -17,8 +20,12 @@ __all__ = [
     "combine",
     "dilate",
     "erode",
+    "exclude_residual",
     "fill_holes",
     "largest_component",
+    "merge",
     "quality",
+    "reliable",
     "threshold",
+    "ventricles",
 ]

@@ -91,6 +91,16 @@ def fill_holes(mask: Tensor, zooms: Zooms, *, max_volume: float = math.inf) -> T
     return _pasted(array | is_hole[labels][1:-1, 1:-1, 1:-1], box, mask)
 
 
+def depth_of(mask: Tensor, zooms: Zooms) -> Tensor:
+    """Distance (mm) of (X, Y, Z) from what is outside the mask; beyond the grid is outside."""
+    array, box = _cropped(mask, (0, 0, 0))
+    distance = torch.zeros(mask.shape)
+    if array.any():
+        padded = ndimage.distance_transform_edt(np.pad(array, 1), sampling=zooms)
+        distance[box] = torch.from_numpy(padded[1:-1, 1:-1, 1:-1].astype(np.float32))
+    return distance.to(mask.device)
+
+
 def largest_component(mask: Tensor) -> Tensor:
     """Keep the largest 6-connected piece; of equal ones, the first in memory order."""
     array, box = _cropped(mask, (0, 0, 0))

@@ -1,5 +1,7 @@
 """Mask by a robust threshold of the magnitude, its bias field removed first."""
 
+from typing import Literal
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -27,6 +29,7 @@ def threshold(
     smoothing: float = 1.4,
     opening: float = 3.0,
     max_hole: float = 100.0,
+    echoes: Literal["combined", "all"] = "combined",
 ) -> Tensor:
     """Mask the object in a magnitude by a robust threshold [1]_.
 
@@ -53,6 +56,10 @@ def threshold(
         Half the width of the bridges that are cut (mm); 0 for the largest component.
     max_hole : float
         A larger hole (mL) stays open.
+    echoes : {"combined", "all"}
+        What exceeds the threshold: the echoes joined, or every one of them, each with a threshold
+        of its own under the bias field of all. The latter leaves out what decays before the last
+        echo, for methods that need signal in all of them.
 
     Returns
     -------
@@ -61,17 +68,23 @@ def threshold(
     Raises
     ------
     ValueError
-        If the magnitude has no signal.
+        If the magnitude, or one of the echoes where ``"all"`` count, has no signal, or ``echoes``
+        is neither.
 
     References
     ----------
     .. [1] Eckstein et al. (2021), MriResearchTools, ``robustmask``: the quantiles and levels.
        Its lengths, in voxels there, are in mm here, and it votes over boxes.
     """
+    if echoes not in ("combined", "all"):
+        msg = f"echoes {echoes!r}: choose 'combined' or 'all'"
+        raise ValueError(msg)
     image = root_sum_of_squares(magnitude)
-    if bias_sigma > 0:
-        image = image / bias_field(image, zooms, sigma=bias_sigma)
-    mask = image > factor * robust_level(image)
+    bias = bias_field(image, zooms, sigma=bias_sigma) if bias_sigma > 0 else 1.0
+    one_by_one = echoes == "all" and magnitude.ndim == 4
+    each = [root_sum_of_squares(echo) for echo in magnitude] if one_by_one else [image]
+    above = [echo / bias > factor * robust_level(echo / bias) for echo in each]
+    mask = torch.stack(above).all(0)
     mask = majority(mask, zooms, sigma=smoothing, level=0.4)
     mask = largest_core(mask, zooms, radius=opening)
     mask = fill_holes(mask, zooms, max_volume=max_hole)

@@ -1,10 +1,11 @@
 """Laplacian phase unwrapping: smooth, and not exact to multiples of 2 pi."""
 
-import math
 import warnings
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
+import scipy.fft
 import torch
 from scipy.ndimage import label
 from torch import Tensor
@@ -12,9 +13,7 @@ from torch import Tensor
 from qsmpipe.numerics.fourier import Zooms, convolve, padded_shape
 from qsmpipe.numerics.kernels import laplacian as eigenvalues
 from qsmpipe.numerics.solvers import conjugate_gradient
-from qsmpipe.numerics.unwrap.common import check
-
-TWO_PI = 2 * math.pi
+from qsmpipe.numerics.unwrap.common import TWO_PI, check
 
 TOLERANCE = 1e-4
 MAX_ITERATIONS = 100
@@ -27,6 +26,7 @@ def laplacian(
     zooms: Zooms,
     *,
     echo_times: Sequence[float] | None = None,
+    boundary: Literal["mask", "neumann", "periodic"] = "mask",
 ) -> Tensor:
     r"""Unwrap phase by its Laplacian [1]_, which wraps do not touch.
 
@@ -36,6 +36,13 @@ def laplacian(
     :math:`\nabla^T M \nabla \phi = \nabla^T M d`, weighted least squares [2]_. The Fourier
     inverse of the Laplacian on the whole grid (zero-padded) preconditions conjugate gradients.
     Background fields are kept.
+
+    The other boundaries solve :math:`\nabla^T \nabla \phi = \nabla^T M d` at once, by a transform,
+    on the box around ``mask``: no gradient at its faces (``"neumann"``, cosine transform [2]_), or
+    its far sides joined with one voxel of padding between them (``"periodic"``, Fourier transform
+    [1]_). Both are faster. Inside the mask the Laplacian is still that of the true phase, so that
+    what they lose is harmonic: a good part of the background field. ``"mask"`` and ``"neumann"``
+    agree where the mask fills its box.
 
     Where the true phase changes by more than pi from voxel to voxel, the result errs around that
     place, by less than 2 pi a voxel; phase over echo time is then no field. The constant that the
@@ -54,6 +61,9 @@ def laplacian(
         In s. The first echo is shifted by a multiple of 2 pi so that its median is within pi of
         0; each later one so that it fits the echo before. Without echo times each echo is
         shifted like the first.
+    boundary : str
+        Where the equations end: at the edge of the ``"mask"``, or of its box, ``"neumann"`` or
+        ``"periodic"``.
 
     Returns
     -------
@@ -63,7 +73,7 @@ def laplacian(
     Raises
     ------
     ValueError
-        If grids or echoes differ.
+        If grids or echoes differ, or there is no such boundary.
 
     Warns
     -----
@@ -76,6 +86,9 @@ def laplacian(
     .. [2] Ghiglia & Romero. J Opt Soc Am A 11 (1994) 107, doi:10.1364/JOSAA.11.000107
     """
     check(phase, mask, echo_times=echo_times)
+    if boundary not in ("mask", "neumann", "periodic"):
+        msg = f"boundary {boundary!r} is none of mask, neumann, periodic"
+        raise ValueError(msg)
     wrapped = phase.reshape(-1, *mask.shape)
     inside = mask & wrapped.isfinite().all(0)
     unwrapped = torch.zeros_like(wrapped)
@@ -86,7 +99,7 @@ def laplacian(
     )
     known = inside[box]
     regions, _ = label(known.cpu().numpy())
-    system = _LeastSquares(known, zooms, like=wrapped)
+    system = _LeastSquares(known, zooms, boundary, like=wrapped)
     for echo, image in enumerate(wrapped):
         values = torch.where(known, image[box], 0.0)
         smooth = system.solve(values)
@@ -103,7 +116,8 @@ def laplacian(
 class _LeastSquares:
     """Find the image whose differences within ``mask`` are nearest to the wrapped ones."""
 
-    def __init__(self, mask: Tensor, zooms: Zooms, *, like: Tensor) -> None:
+    def __init__(self, mask: Tensor, zooms: Zooms, boundary: str, *, like: Tensor) -> None:
+        self.zooms, self.boundary = zooms, boundary
         self.weights = []
         for axis, zoom in enumerate(zooms):
             edges = mask.shape[axis] - 1
@@ -126,15 +140,23 @@ class _LeastSquares:
             image.diff(dim=axis) * weight for axis, weight in enumerate(self.weights)
         ])  # fmt: skip
 
+    def _solve_periodic(self, right: Tensor) -> Tensor:
+        return convolve(right, self.inverse, self.padded)
+
     def solve(self, wrapped: Tensor) -> Tensor:
         """Least-squares image of one echo (X, Y, Z)."""
         differences = [
             _wrap(wrapped.diff(dim=axis)) * weight for axis, weight in enumerate(self.weights)
         ]
+        right = self._adjoint(differences)
+        if self.boundary == "neumann":
+            return _solve_neumann(right, self.zooms)
+        if self.boundary == "periodic":
+            return self._solve_periodic(right)
         image, convergence = conjugate_gradient(
             self._apply,
-            self._adjoint(differences),
-            precondition=lambda residual: convolve(residual, self.inverse, self.padded),
+            right,
+            precondition=self._solve_periodic,
             tolerance=TOLERANCE,
             max_iterations=MAX_ITERATIONS,
         )
@@ -146,6 +168,17 @@ class _LeastSquares:
             )
             warnings.warn(msg, RuntimeWarning, stacklevel=3)
         return image
+
+
+def _solve_neumann(right: Tensor, zooms: Zooms) -> Tensor:
+    """Image whose negative Laplacian, without gradient at the faces, is ``right`` (X, Y, Z)."""
+    spectrum = scipy.fft.dctn(right.cpu().numpy())
+    divisor = np.zeros_like(spectrum)
+    for axis, (n, zoom) in enumerate(zip(right.shape, zooms, strict=True)):
+        values = (2 - 2 * np.cos(np.pi * np.arange(n) / n)) / zoom**2
+        divisor += values.reshape([-1 if a == axis else 1 for a in range(3)])
+    divisor[0, 0, 0] = np.inf
+    return torch.from_numpy(scipy.fft.idctn(spectrum / divisor)).to(right)
 
 
 def _wrap(angle: Tensor) -> Tensor:

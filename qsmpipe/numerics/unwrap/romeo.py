@@ -12,14 +12,11 @@ from collections.abc import Sequence
 import numba
 import numpy as np
 import torch
-from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
 from qsmpipe.numerics.compiled import compiled
 from qsmpipe.numerics.fourier import Zooms
-from qsmpipe.numerics.unwrap.common import check
-
-TWO_PI = 2 * math.pi
+from qsmpipe.numerics.unwrap.common import TWO_PI, check, merge_regions, unwrap_echoes
 
 WEIGHTS = {
     "romeo": (True, True, True, True, False, False),
@@ -33,13 +30,6 @@ magnitude coherence, and two that favour magnitudes above and below half the max
 
 DEFAULT_UNCERTAIN = 0.5
 """Deviation from the neighbour in time (pi) beyond which a voxel is unwrapped in space."""
-
-
-SAMPLE = 100_000
-"""Voxels that decide on the multiple of 2 pi of the whole template."""
-
-TURN_PENALTY = 0.01
-"""Disagreement between echoes (2 pi) that one more turn of the whole template must save."""
 
 
 @compiled(inline="always")
@@ -239,34 +229,6 @@ def _costs(weights: np.ndarray, inside: np.ndarray) -> np.ndarray:
     return costs
 
 
-def _merge(
-    phase: np.ndarray, wraps: np.ndarray, region: np.ndarray, count: int, zooms: Zooms
-) -> None:
-    """Shift every region by the multiple of 2 pi that brings it closest to the largest one.
-
-    Each voxel of a region within one voxel of its shortest distance to the largest region votes
-    with the difference to the nearest voxel there; the median decides.
-    """
-    main = int(np.bincount(region[region > 0]).argmax())
-    distance, nearest = distance_transform_edt(region != main, sampling=zooms, return_indices=True)
-    here = np.nonzero((region > 0) & (region != main))
-    there = tuple(index[here] for index in nearest)
-    label, far = region[here], distance[here]
-    shortest = np.full(count + 1, np.inf)
-    np.minimum.at(shortest, label, far)
-    facing = far <= shortest[label] + max(zooms)
-
-    turns = (phase[there].astype(np.float64) - phase[here]) / TWO_PI
-    votes = (np.rint(turns).astype(np.int32) + wraps[there] - wraps[here])[facing]
-    label = label[facing]
-    order = np.lexsort((votes, label))
-    label, votes = label[order], votes[order]
-    number, start, size = np.unique(label, return_index=True, return_counts=True)
-    shift = np.zeros(count + 1, np.int32)
-    shift[number] = votes[start + (size - 1) // 2]
-    wraps += shift[region]
-
-
 def _run(
     phase: np.ndarray, costs: np.ndarray, seed: int, region: np.ndarray, wraps: np.ndarray
 ) -> int:
@@ -289,28 +251,8 @@ def _unwrap_space(
     best[~inside] = 256
     count = _run(phase, costs, int(best.argmin()), region, wraps)
     if count > 1:
-        _merge(phase, wraps, region, count, zooms)
+        merge_regions(phase, wraps, region, count, zooms)
     return wraps
-
-
-def _global_turns(phase: Tensor, other: Tensor | None, ratio: float, inside: Tensor) -> int:
-    """How many times 2 pi to add to an unwrapped echo, from what its voxels have in common.
-
-    The median number of turns becomes 0, or up to 2 away where that agrees clearly better with
-    the ``other`` echo, whose phase is ``ratio`` times as large.
-    """
-    values = phase[inside]
-    middle = -int((values / TWO_PI).round().median())
-    if other is None:
-        return middle
-    step = max(1, len(values) // SAMPLE)
-    values, second = values[::step], other[inside][::step]
-
-    def disagreement(turns: int) -> float:
-        exact = ((values + TWO_PI * (middle + turns)) * ratio - second) / TWO_PI
-        return float((exact - exact.round()).abs().median()) + TURN_PENALTY * abs(turns)
-
-    return middle + min((0, 1, -1, 2, -2), key=disagreement)
 
 
 def romeo(
@@ -384,62 +326,34 @@ def romeo(
     if weights not in WEIGHTS:
         msg = f"weights {weights!r} is none of {', '.join(WEIGHTS)}"
         raise ValueError(msg)
-    wrapped = phase.detach().cpu().reshape(-1, *phase.shape[-3:])
-    echoes = len(wrapped)
-    if echo_times is None:
-        if echoes > 1:
-            msg = f"phase has {echoes} echoes and no echo_times: give one time per echo (s)"
-            raise ValueError(msg)
-        echo_times = [1.0]
-    if not 1 <= template <= echoes:
-        msg = f"template {template} is not an echo: phase has {echoes}, counted from 1"
-        raise ValueError(msg)
     if not 0 < uncertain <= 1:
         msg = f"uncertain {uncertain} is not in (0, 1]: it is a fraction of pi"
         raise ValueError(msg)
+    wrapped = phase.detach().cpu().reshape(-1, *phase.shape[-3:])
     inside = mask.cpu() & wrapped.isfinite().all(0)
     known = inside.numpy()
     values = _as_array(wrapped)
     amplitude = None if magnitude is None else _as_array(magnitude.reshape(wrapped.shape))
+    template_costs = np.empty(0, np.uint8)
 
-    def costs_of(echo: int) -> np.ndarray:
+    def in_space(echo: int) -> Tensor:
+        nonlocal template_costs
         edges = _weights(values, amplitude, echo, echo_times, WEIGHTS[weights], known)
-        return _costs(edges, known)
-
-    def in_space(echo: int, costs: np.ndarray) -> Tensor:
+        costs = _costs(edges, known)
+        if echo == template - 1 and not individual:
+            template_costs = costs
         return torch.from_numpy(_unwrap_space(values[echo], costs, known, zooms))
 
-    unwrapped = torch.zeros_like(wrapped)
-    if not known.any():
-        return unwrapped.reshape(phase.shape).to(phase.device)
-    first = template - 1
-    costs = costs_of(first)
-    unwrapped[first] = wrapped[first] + TWO_PI * in_space(first, costs)
-    if correct_global:
-        other, ratio = None, 1.0
-        if echoes > 1:
-            near = first + 1 if template < echoes else first - 1
-            other, ratio = wrapped[near], echo_times[near] / echo_times[first]
-        unwrapped[first] += TWO_PI * _global_turns(unwrapped[first], other, ratio, inside)
-    for echo in [*range(first - 1, -1, -1), *range(first + 1, echoes)]:
-        near = echo + 1 if echo < first else echo - 1
-        foretold = unwrapped[near] * (echo_times[echo] / echo_times[near])
-        if individual:
-            unwrapped[echo] = wrapped[echo] + TWO_PI * in_space(echo, costs_of(echo))
-            if correct_global:
-                turns = (foretold - unwrapped[echo])[inside] / TWO_PI
-                unwrapped[echo] += TWO_PI * turns.round().median()
-        else:
-            exact = (foretold - wrapped[echo]) / TWO_PI
-            turns = exact.round()
-            doubt = inside & ((exact - turns).abs() > uncertain / 2)
-            if doubt.any():
-                region = (inside.int() - doubt.int() - (~inside).int()).numpy()
-                wraps = turns.nan_to_num().int()
-                _run(values[echo], costs, -1, region, wraps.numpy())
-                turns = wraps.to(turns.dtype)
-            unwrapped[echo] = wrapped[echo] + TWO_PI * turns
-    unwrapped = torch.where(inside, unwrapped, 0.0)
+    def regrow(echo: int, turns: Tensor, doubt: Tensor) -> Tensor:
+        region = (inside.int() - doubt.int() - (~inside).int()).numpy()
+        wraps = turns.nan_to_num().int()
+        _run(values[echo], template_costs, -1, region, wraps.numpy())
+        return wraps.to(turns.dtype)
+
+    unwrapped = unwrap_echoes(
+        wrapped, inside, in_space, echo_times=echo_times, template=template,
+        individual=individual, correct_global=correct_global, uncertain=uncertain, regrow=regrow,
+    )  # fmt: skip
     return unwrapped.reshape(phase.shape).to(phase.device)
 
 

@@ -1,0 +1,75 @@
+"""Nipype interfaces to :mod:`qsmpipe.numerics.masks.passes`."""
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import torch
+from nipype.interfaces.base import File, traits
+
+from qsmpipe import images
+from qsmpipe.interfaces.base import Stage, StageInputSpec, StageOutputSpec, not_negative
+from qsmpipe.numerics.masks.passes import merge, reliable
+
+
+def _default(name: str) -> Any:
+    return inspect.signature(reliable).parameters[name].default
+
+
+class _ReliableInputSpec(StageInputSpec):
+    quality = File(exists=True, mandatory=True, desc="phase quality, 0 to 1, 3D")
+    mask = File(exists=True, mandatory=True, desc="mask without holes, on the grid of `quality`")
+    threshold = traits.Union(
+        traits.Float,
+        traits.Enum("otsu"),
+        default_value=_default("threshold"),
+        usedefault=True,
+        desc='least quality, or "otsu" for the one that splits the histogram best',
+    )
+    smoothing = not_negative(_default("smoothing"), "Gaussian width of the vote (mm)")
+
+
+class _ReliableOutputSpec(StageOutputSpec):
+    mask = File(exists=True, desc="`mask` with holes where the phase is not reliable")
+
+
+class Reliable(Stage):
+    """Make the mask of the first pass (:func:`qsmpipe.numerics.masks.passes.reliable`)."""
+
+    input_spec, output_spec = _ReliableInputSpec, _ReliableOutputSpec
+    stage, method = "passes", "reliable"
+    function = staticmethod(reliable)
+
+    def _compute(self, cwd: Path, device: torch.device) -> None:
+        like = self.inputs.mask
+        mask = images.load(like, dtype=torch.bool)
+        kept = self._call(images.load(self.inputs.quality, like=like), mask, images.zooms_of(like))
+        self._step["parameters"]["share"] = round(int(kept.sum()) / int(mask.sum()), 4)
+        self._results["mask"] = images.save(kept, cwd / "reliable.nii.gz", like=like)
+
+
+class _MergePassesInputSpec(StageInputSpec):
+    chi_reliable = File(exists=True, mandatory=True, desc="map (ppm) of the mask with holes")
+    chi_filled = File(exists=True, mandatory=True, desc="map (ppm) of the mask without, its grid")
+    reliable = File(exists=True, mandatory=True, desc="where `chi_reliable` is known, its grid")
+
+
+class _MergePassesOutputSpec(StageOutputSpec):
+    chi = File(exists=True, desc="map (ppm) of the first pass, its holes filled by the second")
+
+
+class MergePasses(Stage):
+    """Join the maps of two passes (:func:`qsmpipe.numerics.masks.passes.merge`)."""
+
+    input_spec, output_spec = _MergePassesInputSpec, _MergePassesOutputSpec
+    stage, method = "passes", "merge"
+    function = staticmethod(merge)
+
+    def _compute(self, cwd: Path, device: torch.device) -> None:
+        inputs, like = self.inputs, self.inputs.chi_reliable
+        chi = merge(
+            images.load(like, device=device),
+            images.load(inputs.chi_filled, like=like, device=device),
+            images.load(inputs.reliable, like=like, dtype=torch.bool, device=device),
+        )
+        self._results["chi"] = images.save(chi, cwd / "chi.nii.gz", like=like)

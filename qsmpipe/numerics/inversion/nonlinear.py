@@ -1,0 +1,164 @@
+"""Dipole inversion with total variation and the signal's phase for data."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Literal
+
+from torch import Tensor
+
+from qsmpipe.numerics.fourier import Zooms
+from qsmpipe.numerics.fused import limit_split, phase_split
+from qsmpipe.numerics.inversion.admm import Grid, TotalVariation
+from qsmpipe.numerics.inversion.common import Susceptibility, data_weight, phase_scale, positive
+from qsmpipe.numerics.inversion.l1 import DEFAULT_LAMBDA as L1_LAMBDA
+from qsmpipe.numerics.inversion.l1 import DEFAULT_MU as L1_MU
+from qsmpipe.numerics.inversion.l1 import LINEAR_STEPS
+from qsmpipe.numerics.inversion.tv import (
+    DEFAULT_EDGES,
+    DEFAULT_MAX_ITERATIONS,
+    DEFAULT_RHO,
+    DEFAULT_TOLERANCE,
+    PADDING,
+    REACH,
+    auto_lambda,
+    smooth_where,
+)
+from qsmpipe.numerics.kernels import AXIAL
+from qsmpipe.numerics.solvers import Convergence
+
+DEFAULT_MU = 1.0
+"""Penalty of the field's split. The data term is not convex; below 0.3 the iteration did not come
+to rest on phantoms with phase beyond half a turn."""
+
+LARGEST_LIMIT = 0.3
+"""Residual (rad) below which the first steps shrink it to 0, at most."""
+
+
+def nltv(
+    field: Tensor,
+    mask: Tensor,
+    zooms: Zooms,
+    *,
+    b0_direction: Sequence[float] = AXIAL,
+    noise: Tensor | None = None,
+    magnitude: Tensor | None = None,
+    echo_times: Sequence[float] | None = None,
+    field_strength: float | None = None,
+    lambda_: float | Literal["auto"] = "auto",
+    edges: float = DEFAULT_EDGES,
+    rho: float = DEFAULT_RHO,
+    mu: float = DEFAULT_MU,
+    tolerance: float = DEFAULT_TOLERANCE,
+    max_iterations: int = DEFAULT_MAX_ITERATIONS,
+) -> Susceptibility:
+    r"""Invert the dipole with total variation and the phase for data, by ADMM [1]_.
+
+    .. math::
+        \min_\chi \tfrac{1}{2 s^2} \|W (e^{i s D \chi} - e^{i s f})\|^2
+        + \lambda \|\nabla \chi\|_1
+
+    over the maps that are 0 farther than :data:`.tv.REACH` from the mask, with s the phase
+    (rad) of 1 ppm. It is :func:`.tv.tv` where residuals are small, loses interest in those near
+    half a turn, and knows no whole turns: places that were unwrapped wrongly do no harm.
+    :data:`.l1.LINEAR_STEPS` steps towards the least absolute residual of the field go first. Other
+    programs start from the field itself, and keep its jumps.
+
+    Parameters
+    ----------
+    field : (X, Y, Z) real tensor
+        Field of the sources inside ``mask`` (ppm).
+    mask : (X, Y, Z) bool tensor
+        Where ``field`` is known.
+    zooms : tuple of float
+        Voxel size (mm).
+    b0_direction : sequence of 3 floats
+        Unit vector along B0 in voxel axes.
+    noise : (X, Y, Z) real tensor, optional
+        Standard deviation of ``field`` (ppm), for W and ``lambda_`` as in :func:`.tv.tv`.
+    magnitude : (X, Y, Z) real tensor, optional
+        For ``edges``, in any unit.
+    echo_times : sequence of float, optional
+        Echo times (s); with ``field_strength`` they give s (:func:`.common.phase_scale`).
+    field_strength : float, optional
+        B0 (T).
+    lambda_ : float or "auto"
+        :math:`\lambda` (ppm mm): that of :func:`.tv.tv`, at any s. "auto" follows the noise as
+        there.
+    edges : float
+        Share of the gradient's components that cost nothing, as in :func:`.tv.tv`.
+    rho, mu : float
+        Penalties of the splits of gradient (over ``lambda_``, mm/ppm) and field: speed only.
+    tolerance : float
+        Stop when the map changes by less than this fraction of its norm inside the mask.
+    max_iterations : int
+        Stop here at the latest, the linear steps not counted.
+
+    Returns
+    -------
+    Susceptibility
+        ``change`` is the relative change of the map.
+
+    References
+    ----------
+    .. [1] Milovic et al. Magn Reson Med 80 (2018) 814, doi:10.1002/mrm.27073
+    """
+    chosen = {}
+    if lambda_ == "auto":
+        lambda_ = chosen["lambda_"] = auto_lambda(mask, noise)
+    positive(lambda_=lambda_, rho=rho, mu=mu)
+    per_ppm = phase_scale(field_strength, echo_times)
+    smooth = smooth_where(magnitude, mask, zooms, edges)
+    grid = Grid.around(
+        per_ppm * field, mask, zooms, b0_direction, padding=PADDING, reach=REACH, smooth=smooth
+    )
+    solver = TotalVariation(grid, rho=rho / per_ppm, mu=mu)
+    convergence = run_on_phase(
+        solver,
+        data_weight(mask, noise, field),
+        per_ppm,
+        lambda_=lambda_,
+        tolerance=tolerance,
+        max_iterations=max_iterations,
+    )
+    return Susceptibility(solver.map() / per_ppm, convergence, chosen)
+
+
+def run_on_phase(
+    solver: TotalVariation,
+    weight: Tensor,
+    per_ppm: float,
+    *,
+    lambda_: float,
+    tolerance: float,
+    max_iterations: int,
+) -> Convergence:
+    r"""Run with :math:`\tfrac12 \|W (e^{iy} - e^{if})\|^2` for data, after the linear steps.
+
+    Parameters
+    ----------
+    solver : TotalVariation
+        Its field is phase (rad).
+    weight : (X, Y, Z) real tensor
+        W on the image's grid.
+    per_ppm : float
+        Phase (rad) of 1 ppm.
+    lambda_ : float
+        In ppm, as of :func:`.tv.tv`.
+    tolerance, max_iterations
+        Of what follows on the linear steps.
+    """
+    phase, w = solver.grid.window.field, solver.grid.weight(weight)
+    # Absolute residuals with their usual weights, times whatever makes this limit.
+    limit = min(LARGEST_LIMIT, per_ppm / L1_MU)
+    solver.run(
+        partial(limit_split, measured=phase, limit=limit * w),
+        lambda_=limit * solver.mu * L1_LAMBDA,
+        tolerance=0.0,
+        max_iterations=LINEAR_STEPS,
+    )
+    return solver.run(
+        partial(phase_split, measured=phase, weight=w.square_().div_(solver.mu)),
+        lambda_=per_ppm * lambda_,
+        tolerance=tolerance,
+        max_iterations=max_iterations,
+    )

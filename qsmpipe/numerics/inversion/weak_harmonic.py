@@ -1,0 +1,164 @@
+"""Dipole inversion that leaves room for a harmonic field: what is left of the background."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from qsmpipe.numerics.fourier import SPACE, Zooms, irfft, rfft
+from qsmpipe.numerics.fused import data_split, harmonic_step
+from qsmpipe.numerics.inversion.admm import Grid, TotalVariation
+from qsmpipe.numerics.inversion.common import Susceptibility, data_weight, phase_scale, positive
+from qsmpipe.numerics.inversion.nonlinear import DEFAULT_MU, run_on_phase
+from qsmpipe.numerics.inversion.tv import (
+    DEFAULT_MAX_ITERATIONS,
+    DEFAULT_RHO,
+    DEFAULT_TOLERANCE,
+    PADDING,
+    auto_lambda,
+)
+from qsmpipe.numerics.kernels import AXIAL, laplacian
+
+REACH = 0.0
+"""Distance from the mask (mm) up to which there may be sources. The field of sources outside is
+harmonic inside, and the remnant takes it: 3 and 8 mm raised the error on all phantoms, also on
+those with sources in a shell of 3 mm around the mask, and took more steps."""
+
+DEFAULT_BETA = 150.0
+"""Weight of the remnant's squared Laplacian (mm4)."""
+DEFAULT_NU = 3.0
+"""Penalty of the Laplacian's split (mm4)."""
+
+
+def whqsm(
+    field: Tensor,
+    mask: Tensor,
+    zooms: Zooms,
+    *,
+    b0_direction: Sequence[float] = AXIAL,
+    noise: Tensor | None = None,
+    echo_times: Sequence[float] | None = None,
+    field_strength: float | None = None,
+    lambda_: float | Literal["auto"] = "auto",
+    beta: float = DEFAULT_BETA,
+    rho: float = DEFAULT_RHO,
+    mu: float = DEFAULT_MU,
+    nu: float = DEFAULT_NU,
+    tolerance: float = DEFAULT_TOLERANCE,
+    max_iterations: int = DEFAULT_MAX_ITERATIONS,
+) -> Susceptibility:
+    r"""Invert the dipole and find a nearly harmonic remnant of the background, by ADMM [1]_.
+
+    .. math::
+        \min_{\chi, h} \tfrac{1}{2 s^2} \|W (e^{i s (D \chi + h)} - e^{i s f})\|^2
+        + \lambda \|\nabla \chi\|_1 + \tfrac{\beta}{2} \|M \Delta h\|^2
+
+    over the maps that are 0 outside the mask M, with s the phase (rad) of 1 ppm. Fields of
+    sources outside the mask cost nothing in h, nor does the part of the local field that could
+    have come from there: where the background is removed well, :func:`.nonlinear.nltv` knows more.
+
+    The paper solves for :math:`\chi` and h in turn; here a step solves for both together, which
+    settles in tens of steps instead of hundreds, at three pairs of Fourier transforms.
+
+    Parameters
+    ----------
+    field : (X, Y, Z) real tensor
+        Field of the sources inside ``mask`` (ppm).
+    mask : (X, Y, Z) bool tensor
+        Where ``field`` is known.
+    zooms : tuple of float
+        Voxel size (mm).
+    b0_direction : sequence of 3 floats
+        Unit vector along B0 in voxel axes.
+    noise : (X, Y, Z) real tensor, optional
+        Standard deviation of ``field`` (ppm), for W and ``lambda_`` as in :func:`.tv.tv`.
+    echo_times : sequence of float, optional
+        Echo times (s); with ``field_strength`` they give s (:func:`.common.phase_scale`).
+    field_strength : float, optional
+        B0 (T).
+    lambda_ : float or "auto"
+        :math:`\lambda` (ppm mm): that of :func:`.tv.tv`, at any s. "auto" follows the noise as
+        there.
+    beta : float
+        :math:`\beta` (mm4), beside data of weight 1: the larger, the nearer to harmonic.
+    rho, mu, nu : float
+        Penalties of the splits of gradient (over ``lambda_``, mm/ppm), field and Laplacian (mm4):
+        speed only.
+    tolerance : float
+        Stop when the map changes by less than this fraction of its norm inside the mask.
+    max_iterations : int
+        Stop here at the latest, the linear steps not counted.
+
+    Returns
+    -------
+    Susceptibility
+        ``change`` is the relative change of the map.
+
+    References
+    ----------
+    .. [1] Milovic et al. Magn Reson Med 81 (2019) 1399, doi:10.1002/mrm.27483
+    """
+    chosen = {}
+    if lambda_ == "auto":
+        lambda_ = chosen["lambda_"] = auto_lambda(mask, noise)
+    positive(lambda_=lambda_, beta=beta, rho=rho, mu=mu, nu=nu)
+    per_ppm = phase_scale(field_strength, echo_times)
+    grid = Grid.around(per_ppm * field, mask, zooms, b0_direction, padding=PADDING, reach=REACH)
+    solver = WeakHarmonic(grid, rho=rho / per_ppm, mu=mu, beta=beta, nu=nu)
+    convergence = run_on_phase(
+        solver,
+        data_weight(mask, noise, field),
+        per_ppm,
+        lambda_=lambda_,
+        tolerance=tolerance,
+        max_iterations=max_iterations,
+    )
+    return Susceptibility(solver.map() / per_ppm, convergence, chosen)
+
+
+class WeakHarmonic(TotalVariation):
+    r"""ADMM for :math:`g(D \chi + h) + \lambda \|\nabla \chi\|_1 + \tfrac\beta2 \|M \Delta h\|^2`.
+
+    :math:`\Delta h` is split off, too, and every step solves for :math:`\chi` and h together.
+    """
+
+    def __init__(self, grid: Grid, *, rho: float, mu: float, beta: float, nu: float) -> None:
+        self.nu = nu
+        self.rigid = grid.window.mask.to(grid.kernel) * (beta / (beta + nu))
+        self.flat = torch.zeros_like(self.rigid)
+        super().__init__(grid, rho=rho, mu=mu)
+
+    def restart(self) -> None:
+        """Go to where everything is 0."""
+        super().restart()
+        self.remnant = torch.zeros_like(self.predicted)
+        self.bend, self.bend_dual = torch.zeros_like(self.flat), torch.zeros_like(self.flat)
+
+    def _prepare(self) -> None:
+        grid = self.grid
+        self.smooth = laplacian(grid.window.shape, grid.zooms, like=grid.kernel)
+
+    def _solve(self) -> None:
+        shape, box = self.grid.window.shape, self.grid.window.mask.shape
+        spectrum, bend = torch.fft.rfftn(self.right, dim=SPACE), rfft(self.bend, shape)
+        self.right = self.image
+        harmonic_step(
+            spectrum,
+            rfft(self.residual, shape),
+            bend,
+            self.predicted,
+            self.remnant,
+            self.grid.kernel,
+            self.smooth,
+            weights=(self.lambda_ * self.rho, self.mu, self.nu, self.support),
+        )
+        self.image = torch.fft.irfftn(spectrum, s=shape, dim=SPACE)
+        del spectrum
+        self.bend = irfft(bend, shape, box).contiguous()
+        data_split(self.bend, self.bend_dual, self.flat, self.rigid)
+
+    def harmonic(self) -> Tensor:
+        """Give the remnant on the image's grid, 0 outside the mask."""
+        window = self.grid.window
+        return window.back(irfft(self.remnant, window.shape, window.mask.shape))
