@@ -50,6 +50,7 @@ class _WriteDerivativesInputSpec(BaseInterfaceInputSpec):
         File(exists=True), desc="with several inversions: susceptibility (ppm) by each of them"
     )
     median = File(exists=True, desc="median of `compared` (ppm)")
+    deviation = File(exists=True, desc="standard deviation of `chi` (ppm)")
     steps = traits.List(traits.Dict, desc="what was done, step by step")
     figures = traits.List(File(exists=True), desc="pictures for the report")
     captions = traits.List(traits.Dict, desc="file, title, caption and section of each picture")

@@ -15,7 +15,7 @@ from nipype.interfaces.base.support import Bunch
 
 MAPS = (
     "chi", "magnitude", "phase", "quality", "brain_mask", "field", "noise", "local_field",
-    "qsm_mask", "r2star", "median",
+    "qsm_mask", "r2star", "median", "deviation",
 )  # fmt: skip
 
 
@@ -36,6 +36,7 @@ class _ReportletsInputSpec(BaseInterfaceInputSpec):
     compared = traits.List(
         File(exists=True), desc="susceptibility (ppm) by each of several inversions"
     )
+    deviation = File(exists=True, desc="standard deviation of `chi` (ppm)")
     median = File(exists=True, desc="median of `compared` (ppm)")
     field_strength = traits.Float(desc="B0 (T); without it there are no Hz")
     reference_value = traits.Float(desc="what was subtracted from susceptibility (ppm)")

@@ -104,6 +104,12 @@ OUTPUTS: dict[str, Output] = {
         "mask", "cosmos_mask", "Where two or more orientations know their local field",
         desc="cosmos", stages=("cosmos",), is_mask=True, mask_type="ROI",
     ),
+    "deviation": Output(
+        "Chimap", "deviation",
+        "Standard deviation that the noise of the field gives to magnetic susceptibility; errors "
+        "of the method itself are not in it",
+        "ppm", desc="std", stages=("inversion",),
+    ),
     "r2star": Output(
         "R2starmap", "r2star", "Effective transverse relaxation rate", "1/s",
         stages=("relaxation",),

@@ -63,11 +63,13 @@ class Settings:
     relaxation: str = "loglinear"
     swi: str = "none"
     background: str = "pdf"
-    inversion: str = "tv"
+    inversion: str = "sstv"
     cosmos: str = "none"
     """``cosmos``: invert all acquisitions of a subject together as well."""
     reference: str = "brain"
     two_pass: bool = False
+    uncertainty: int = 0
+    """Noisy fields that give the standard deviation of the map; 0: none is estimated."""
     """Whether susceptibility is mapped where the phase is reliable first."""
     parameters: Parameters = dataclasses.field(default_factory=dict)
     """Stage (or ``stage.method``) to parameter to value, as given by the user."""
@@ -163,6 +165,19 @@ class Settings:
             if twice := [name for name in set(names) if names.count(name) > 1]:
                 msg = f"{stage} {getattr(self, stage)!r}: {twice[0]} is there twice; name it once"
                 raise ValueError(msg)
+        if self.uncertainty < 0 or self.uncertainty == 1:
+            msg = f"uncertainty {self.uncertainty}: give 2 noisy fields or more, or 0 for none"
+            raise ValueError(msg)
+        if self.uncertainty and self.two_pass:
+            msg = "the uncertainty of a map from two passes is not known: leave one of them out"
+            raise ValueError(msg)
+        main = self.methods("inversion")[:1]
+        if self.uncertainty and main and method("inversion", *main).starts_from == "phase":
+            msg = (
+                f"the uncertainty of {main[0]} is not known, as it takes the phase and the noise "
+                "is that of a field: choose another inversion, or leave the uncertainty out"
+            )
+            raise ValueError(msg)
         if self.mask == "none":
             msg = "mask cannot be 'none': choose a method, an expression of methods, or 'given'"
             raise ValueError(msg)

@@ -584,9 +584,11 @@ def test_the_command_line_maps_each_orientation_and_all_together(
     for run, tilt in (("1", (0, 0, 0)), ("2", (-24, 0, 5))):
         examples.write(recipe(run, tilt), tmp_path / run)
     dataset = tmp_path / "1"
+    plugin = tmp_path / "plugin.yml"
+    plugin.write_text("plugin: Linear\n")  # one process: fast
     words = [str(dataset), str(tmp_path / "out"), "participant", "-w", str(tmp_path / "work"),
              "--cosmos", "--mask", "bet", "--background", "vsharp", "--inversion", "tkd",
-             "--skip-bids-validation", "--nprocs", "2"]  # fmt: skip
+             "--skip-bids-validation", "--use-plugin", str(plugin)]  # fmt: skip
     assert main([*words, "--dry-run"]) == 0
     assert "COSMOS needs 2 or more acquisitions of sub-01" in capsys.readouterr().err
     for path in (tmp_path / "2" / "sub-01" / "anat").iterdir():

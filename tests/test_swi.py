@@ -405,10 +405,12 @@ def test_through_nipype_it_is_the_same(method: str, tmp_path: Path) -> None:
 
 
 def test_the_command_line_writes_both_images_with_sidecars(tmp_path: Path) -> None:
+    plugin = tmp_path / "plugin.yml"
+    plugin.write_text("plugin: Linear\n")  # one process: fast
     words = [str(EXAMPLES / "mixed"), str(tmp_path / "out"), "participant", "-w",
              str(tmp_path / "work"), "--participant-label", "02", "--swi", "homodyne", "--set",
              "swi.thickness=9", "--mask", "quality", "--background", "vsharp", "--inversion",
-             "tkd", "--skip-bids-validation", "--nprocs", "2"]  # fmt: skip
+             "tkd", "--skip-bids-validation", "--use-plugin", str(plugin)]  # fmt: skip
     assert main(words) == 0
     anat = tmp_path / "out" / "sub-02" / "anat"
     brain = nb.load(anat / "sub-02_desc-brain_mask.nii.gz")

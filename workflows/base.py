@@ -101,6 +101,7 @@ def init_acquisition_wf(
         mask_erosion=settings.mask_erosion,
         mask_residual=settings.mask_residual,
         two_pass=settings.two_pass,
+        uncertainty=settings.uncertainty,
         reference=settings.reference.partition(":")[0],
         parameters={stage: settings.parameters_for(stage) for stage in STAGES}
         | {"reference": {"csf": settings.reference_parameters()}},
@@ -145,7 +146,7 @@ def init_acquisition_wf(
         (qsm_wf, maps, [(f"outputnode.{key}", key) for key in OUTPUTS]),
         (maps, reportlets, [(key, key) for key in (
             "magnitude", "phase", "quality", "field", "noise", "local_field", "qsm_mask", "chi",
-            "r2star", "reference_value", "compared", "median", "steps")]
+            "r2star", "reference_value", "compared", "median", "deviation", "steps")]
             + [("mask", "brain_mask")]),
         (maps, derivatives, [(key, key) for key in WRITTEN]),
         (reportlets, derivatives, [("figures", "figures"), ("captions", "captions"),

@@ -24,6 +24,7 @@ OUTPUTS = (
     "chi", "unreferenced", "reference_value", "qsm_mask", "mask", "quality", "magnitude",
     "combined", "phase", "offset", "unwrapped", "field", "noise", "local_field", "r2star",
     "t2star", "s0", "b0_direction", "steps", "compared", "median", "reference_region",
+    "deviation",
     "swi", "minip",
 )  # fmt: skip
 
@@ -43,9 +44,10 @@ def init_qsm_wf(
     relaxation: str = "loglinear",
     swi: str = "none",
     background: str = "pdf",
-    inversion: str = "tv",
+    inversion: str = "sstv",
     reference: str = "brain",
     two_pass: bool = False,
+    uncertainty: int = 0,
     parameters: Choices | None = None,
     omp_nthreads: int = 1,
     use_gpu: bool = False,
@@ -77,6 +79,8 @@ def init_qsm_wf(
     reference : str
         ``"brain"``, ``"none"``, ``"region"`` for the mean over the input ``region``, or ``"csf"``
         for the fluid of the ventricles, which needs R2*.
+    uncertainty : int
+        With how many noisy fields to estimate the standard deviation of ``chi``; 0: not at all.
     two_pass : bool
         Map susceptibility where the phase is reliable and once more in the whole mask, and fill
         the holes of the first map from the second: sources that spoil the phase around them then
@@ -115,6 +119,8 @@ def init_qsm_wf(
     -------
     chi
         Susceptibility (ppm) by the first inversion, referenced; 0 outside ``qsm_mask``.
+    deviation
+        Standard deviation of ``chi`` (ppm) that the field's noise gives it, with ``uncertainty``.
     compared, median
         With several inversions: the list of their maps (ppm), in their order, each referenced;
         and the median of these maps where all are known, referenced.
@@ -239,6 +245,7 @@ def init_qsm_wf(
         inversion=inversion,
         reference=reference,
         two_pass=two_pass,
+        uncertainty=uncertainty,
         parameters=chosen,
         **threads,
     )
@@ -251,7 +258,7 @@ def init_qsm_wf(
                                        ("outputnode.noise", "inputnode.noise")]),
         (susceptibility_wf, outputnode, [(f"outputnode.{x}", x) for x in (
             "chi", "unreferenced", "reference_value", "local_field", "qsm_mask", "compared",
-            "median", "reference_region")]),
+            "median", "reference_region", "deviation")]),
     ])  # fmt: skip
     trusted: tuple[Any, str] = (mask_wf, "outputnode.mask")
     if mask_residual > 0:

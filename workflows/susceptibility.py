@@ -12,6 +12,7 @@ from qsmpipe.methods import METHODS, names_in, needs_background
 from qsmpipe.workflows.background import init_background_wf
 from qsmpipe.workflows.inversion import init_inversion_wf
 from qsmpipe.workflows.reference import init_reference_wf
+from qsmpipe.workflows.uncertainty import init_uncertainty_wf
 
 INPUTS = (
     "field", "noise", "mask", "b0_direction", "phase", "magnitude", "combined", "r2star",
@@ -23,15 +24,16 @@ Wire: TypeAlias = tuple[Any, str]
 
 OUTPUTS = (
     "chi", "unreferenced", "reference_value", "local_field", "qsm_mask", "reference_region",
-    "compared", "median", "steps",
+    "compared", "median", "deviation", "steps",
 )  # fmt: skip
 
 
 def init_susceptibility_wf(
     *,
     background: str = "pdf",
-    inversion: str = "tv",
+    inversion: str = "sstv",
     reference: str = "brain",
+    uncertainty: int = 0,
     two_pass: bool = False,
     parameters: Mapping[str, Mapping[str, Mapping[str, Any]]] | None = None,
     omp_nthreads: int = 1,
@@ -49,6 +51,9 @@ def init_susceptibility_wf(
         A method, or several that share what comes before them, as in ``"tv,rts"``.
     reference : str
         A method of :func:`qsmpipe.workflows.reference.init_reference_wf`.
+    uncertainty : int
+        With how many noisy fields to estimate the standard deviation of the first inversion's
+        map; 0: not at all.
     two_pass : bool
         Map susceptibility twice, where the phase is reliable and in the whole mask, and fill the
         holes of the first map from the second.
@@ -97,6 +102,8 @@ def init_susceptibility_wf(
     compared, median
         With several inversions: the list of their maps (ppm), in their order, each referenced;
         and the median of these maps where all are known, referenced to the whole of that.
+    deviation
+        Standard deviation of ``chi`` (ppm) that the field's noise gives it, with ``uncertainty``.
     steps
         List of what was done.
     """
@@ -108,6 +115,7 @@ def init_susceptibility_wf(
     inputnode = Node(IdentityInterface(fields=list(INPUTS)), name="inputnode")
     outputnode = Node(IdentityInterface(fields=list(OUTPUTS)), name="outputnode")
     done: list[tuple[Any, Any]] = []
+    parts: dict[str, Workflow] = {}
 
     def one(stage: str, method: str) -> Mapping[str, Any]:
         return (parameters or {}).get(stage, {}).get(method, {})
@@ -130,6 +138,7 @@ def init_susceptibility_wf(
                   for x, (node, output) in local.items()),
             ])  # fmt: skip
             local = {x: (background_wf, f"outputnode.{x}") for x in ("field", "mask")}
+            parts[f"{method}{suffix}"] = background_wf
             done.append((background_wf, "outputnode.step"))
         maps = []
         for method in inversions:
@@ -157,6 +166,7 @@ def init_susceptibility_wf(
                 ])  # fmt: skip
                 workflow.connect(*source["field"], inversion_wf, "inputnode.field")
             done.append((inversion_wf, "outputnode.step"))
+            parts[f"{method}{suffix}"] = inversion_wf
             maps.append(((inversion_wf, "outputnode.chi"), source["mask"]))
         return local["field"], maps
 
@@ -204,6 +214,7 @@ def init_susceptibility_wf(
                                             ("outputnode.value", "reference_value"),
                                             ("outputnode.region", "reference_region")]),
             ])  # fmt: skip
+            referenced = reference_wf
 
     def merged(outputs: list[tuple[Any, Any]], name: str) -> Node:
         node = Node(Merge(len(outputs)), name=name)
@@ -211,6 +222,31 @@ def init_susceptibility_wf(
             workflow.connect(part, output, node, f"in{n}")
         return node
 
+    if uncertainty:
+        main = inversions[0]
+        before = backgrounds if METHODS["inversion"][main].starts_from == "local field" else ()
+        uncertainty_wf = init_uncertainty_wf(
+            background=before,
+            inversion=main,
+            reference=reference if reference in ("brain", "none") else "region",
+            realisations=uncertainty,
+            **threads,
+        )
+        workflow.connect([
+            (inputnode, uncertainty_wf, [(x, f"inputnode.{x}") for x in (
+                "field", "noise", "mask", "b0_direction", "r2star", "echo_times",
+                "field_strength")] + [("combined", "inputnode.magnitude")]),
+            (parts[main], uncertainty_wf, [("outputnode.step", "inputnode.inversion")]),
+            (uncertainty_wf, outputnode, [("outputnode.deviation", "deviation")]),
+        ])  # fmt: skip
+        if reference == "csf":
+            workflow.connect(referenced, "outputnode.region", uncertainty_wf, "inputnode.region")
+        elif reference == "region":
+            workflow.connect(inputnode, "region", uncertainty_wf, "inputnode.region")
+        if before:
+            trail = merged([(parts[x], "outputnode.step") for x in before], "background_steps")
+            workflow.connect(trail, "out", uncertainty_wf, "inputnode.background")
+        done.append((uncertainty_wf, "outputnode.step"))
     workflow.connect(merged(done, "steps"), "out", outputnode, "steps")
     if len(inversions) > 1:
         compared = merged(maps, "maps")

@@ -76,7 +76,10 @@ def execute(
         if not head.errors:
             name = head_workflow(head)
             own = {node: crash for node, crash in crashes.items() if name in node.split(".")}
-            _complete(records[head_name(head)], nodes[name], own, ended=progress.ended)
+            record = records[head_name(head)]
+            _complete(record, nodes[name], own, ended=progress.ended)
+            if record["status"] == "failed" and not own:
+                record["errors"][0]["message"] = "an acquisition that it needs was not done"
 
 
 def _use_gpu(device: str) -> bool:

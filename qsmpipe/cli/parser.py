@@ -152,6 +152,15 @@ def build_parser() -> argparse.ArgumentParser:
         "more than this share of the signal over, 0.3 for example (default: none)",
     )
     add(
+        "--uncertainty",
+        type=int,
+        nargs="?",
+        const=16,
+        metavar="N",
+        help="also map the standard deviation of susceptibility, from N noisy fields that go "
+        "through background removal and inversion (default: 16, which takes 16 times their time)",
+    )
+    add(
         "--two-pass",
         action="store_true",
         default=None,

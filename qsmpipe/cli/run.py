@@ -316,6 +316,8 @@ def _say(examinations: list[Examination], settings: Settings) -> None:
     print(f"  mask expression: {settings.mask}, erosion {settings.mask_erosion:g} mm")
     if settings.mask_residual:
         print(f"  mask residual: {settings.mask_residual:g} at most")
+    if settings.uncertainty:
+        print(f"  uncertainty: from {settings.uncertainty} noisy fields")
     if settings.two_pass:
         print("  two passes: reliable phase, then the whole mask")
     print(f"  reference: {settings.reference}")

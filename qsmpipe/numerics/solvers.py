@@ -22,16 +22,15 @@ class Convergence(NamedTuple):
 
 
 PIECE = 1 << 14
-"""Elements whose products are added up at a time: too few to be shared out among threads."""
+"""Elements whose products are added up at a time."""
 
 
 def dot(x: Tensor, y: Tensor) -> float:
-    """Inner product as a Python float, the same whatever the number of threads."""
+    """Inner product as a Python float, in double precision: whatever the number of threads."""
     x, y = x.reshape(-1), y.reshape(-1)
-    if x.is_cuda:
-        return torch.dot(x.double(), y.double()).item()
-    pieces = zip(x.split(PIECE), y.split(PIECE), strict=True)
-    return torch.stack([torch.dot(a, b) for a, b in pieces]).double().sum().item()
+    size = x.numel() if x.is_cuda else PIECE  # in pieces, no copy of the whole is made
+    pieces = zip(x.split(size), y.split(size), strict=True)
+    return torch.stack([torch.dot(a.double(), b.double()) for a, b in pieces]).sum().item()
 
 
 def conjugate_gradient(

@@ -256,6 +256,7 @@ def draw(maps: Maps, folder: Path) -> list[Picture]:
         (draw_noise, TIGHT),
         (draw_susceptibility, TIGHT),
         (draw_susceptibility_wide, TIGHT),
+        (draw_deviation, TIGHT),
         (draw_compared, TIGHT),
         (draw_histogram, TIGHT),
         (draw_curves, TIGHT),
@@ -468,6 +469,25 @@ def draw_susceptibility_wide(maps: Maps, view: View, folder: Path) -> Picture | 
         "Susceptibility, -0.2 to 0.2 ppm",
         "The same map in a window twice as wide, for haemorrhage, calcification and streaks. "
         f"{RADIOLOGICAL}",
+        "Susceptibility",
+    )
+
+
+def draw_deviation(maps: Maps, view: View, folder: Path) -> Picture | None:
+    """Draw the standard deviation of the susceptibility, in three planes."""
+    if maps.deviation is None:
+        return None
+    high = _top(maps.deviation, maps.mask, 98, 1.0)
+    paint = Paint("magma", (0.0, high), "ppm")
+    mosaic = Mosaic(rows=_planes(maps.deviation, view, paint, count=6, known=maps.mask))
+    path = folder / "susceptibility-deviation.png"
+    _render(mosaic, paint, path)
+    return Picture(
+        path,
+        "Uncertainty of susceptibility",
+        "Standard deviation (ppm) that the noise of the field gives the map, up to the 98th "
+        f"percentile ({high:.4f} ppm). Errors of the method itself, such as too smooth a map or "
+        f"background left behind, are not in it. {RADIOLOGICAL}",
         "Susceptibility",
     )
 

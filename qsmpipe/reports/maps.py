@@ -38,6 +38,8 @@ class Maps:
     """Susceptibility (ppm)."""
     compared: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     """Susceptibility (ppm) by each of several inversions, by name."""
+    deviation: np.ndarray | None = None
+    """Standard deviation of the susceptibility (ppm)."""
     median: np.ndarray | None = None
     """Median of them (ppm)."""
     r2star: np.ndarray | None = None
@@ -57,7 +59,7 @@ class Maps:
             object.__setattr__(self, name, _echoes(getattr(self, name)))
         for name in ("brain_mask", "qsm_mask"):
             object.__setattr__(self, name, _mask(getattr(self, name)))
-        for name in ("quality", "field", "noise", "local_field", "chi", "median", "r2star"):
+        for name in ("quality", "field", "noise", "local_field", "chi", "median", "deviation", "r2star"):
             object.__setattr__(self, name, _array(getattr(self, name)))
         compared = {name: np.asarray(_array(chi)) for name, chi in self.compared.items()}
         object.__setattr__(self, "compared", compared)

@@ -16,8 +16,7 @@ from qsmpipe.numerics.solvers import conjugate_gradient
 
 PADDING = 0.5
 """Zeros beyond the mask's box, as a fraction of it. On a phantom of 60 mm, four times as much
-changed
-the map by 2 % and its error not at all; none changed them by 8 % and 12 %."""
+changed the map by 2 % and its error not at all; none changed them by 8 % and 12 %."""
 
 DEFAULT_LAMBDA = 1e-3
 """Weight of the squared susceptibility (no unit). It adds to the sum of squared kernels, which is

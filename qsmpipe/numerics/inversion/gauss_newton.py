@@ -52,7 +52,7 @@ class Problem:
     """Largest curvature of g, on the corner of ``shape`` where there are data."""
     slope: Callable[[Tensor, bool], Tensor]
     """Derivative of g by the field predicted on that corner, which it may write to; and whether
-    the rounding has fallen to :attr:`epsilon`."""
+    this is the first step."""
     smooth: Tensor
     """m, (3, X, Y, Z) on ``shape``; bool or real."""
     observed: Tensor
@@ -136,7 +136,7 @@ def gauss_newton(
     while iterations < max_iterations and not done:
         sharp = epsilon <= problem.epsilon
         diffusivity = problem.diffusivity(image, epsilon)
-        right = problem.spread(problem.slope(problem.predict(image), sharp))
+        right = problem.spread(problem.slope(problem.predict(image), iterations == 0))
         diffusion(image, diffusivity, problem.zooms, out=right)
         if problem.quadratic is not None:
             right += problem.quadratic(image)

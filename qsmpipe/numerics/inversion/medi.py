@@ -74,9 +74,9 @@ def medi(
 
     in radians, by Gauss-Newton (:func:`.gauss_newton.gauss_newton`). The norm sums over the three
     components, each of them rounded off below :data:`EPSILON`; it falls to that from
-    :data:`FIRST_EPSILON`, and so far the data term is the linear one, :math:`|W (D \chi - f)|^2`:
-    phase beyond pi has no direction from 0. The map is free on the whole padded grid, and masked
-    at the end.
+    :data:`FIRST_EPSILON`. In the first step the data term is the linear one, :math:`\lambda \| W
+    (D \chi - f) \|^2`: from 0, phase beyond pi would pull the wrong way. More linear steps would
+    explain wraps that are left. The map is free on the whole padded grid, and masked at the end.
 
     Parameters
     ----------
@@ -175,9 +175,9 @@ def medi(
 
     squared = weight**2
 
-    def slope(predicted: Tensor, sharp: bool) -> Tensor:
+    def slope(predicted: Tensor, first: bool) -> Tensor:
         predicted -= phase
-        return (predicted.sin_() if sharp else predicted).mul_(squared)
+        return (predicted if first else predicted.sin_()).mul_(squared)
 
     problem = Problem(
         shape=shape,
@@ -217,8 +217,8 @@ def _ball(shape: Shape, zooms: Zooms, radius: float, *, like: Tensor) -> Tensor:
 def _place(image: Tensor, window: Window, onto: Tensor) -> Tensor:
     """Write the mask's box of ``image`` (..., X, Y, Z) to its place in ``onto``, of the grid."""
     part = image[(..., *bounding_box(window.image))]
-    box = tuple(slice(n, n + m) for n, m in zip(window.reach, part.shape[-3:], strict=True))
-    onto[(..., *box)] = part
+    x, y, z = (slice(n, n + m) for n, m in zip(window.reach, part.shape[-3:], strict=True))
+    onto[..., x, y, z] = part
     return onto
 
 

@@ -11,7 +11,6 @@ from qsmpipe.numerics.fused import limit_split, phase_split
 from qsmpipe.numerics.inversion.admm import Grid, TotalVariation
 from qsmpipe.numerics.inversion.common import Susceptibility, data_weight, phase_scale, positive
 from qsmpipe.numerics.inversion.l1 import DEFAULT_LAMBDA as L1_LAMBDA
-from qsmpipe.numerics.inversion.l1 import DEFAULT_MU as L1_MU
 from qsmpipe.numerics.inversion.l1 import LINEAR_STEPS
 from qsmpipe.numerics.inversion.tv import (
     DEFAULT_EDGES,
@@ -30,8 +29,8 @@ DEFAULT_MU = 1.0
 """Penalty of the field's split. The data term is not convex; below 0.3 the iteration did not come
 to rest on phantoms with phase beyond half a turn."""
 
-LARGEST_LIMIT = 0.3
-"""Residual (rad) below which the first steps shrink it to 0, at most."""
+LIMIT = 0.3
+"""Residual (rad) that the first steps shrink to 0."""
 
 
 def nltv(
@@ -148,11 +147,10 @@ def run_on_phase(
         Of what follows on the linear steps.
     """
     phase, w = solver.grid.window.field, solver.grid.weight(weight)
-    # Absolute residuals with their usual weights, times whatever makes this limit.
-    limit = min(LARGEST_LIMIT, per_ppm / L1_MU)
+    # The objective of absolute residuals, times whatever makes this limit.
     solver.run(
-        partial(limit_split, measured=phase, limit=limit * w),
-        lambda_=limit * solver.mu * L1_LAMBDA,
+        partial(limit_split, measured=phase, limit=LIMIT * w),
+        lambda_=LIMIT * solver.mu * L1_LAMBDA,
         tolerance=0.0,
         max_iterations=LINEAR_STEPS,
     )

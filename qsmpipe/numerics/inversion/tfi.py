@@ -24,7 +24,7 @@ weight that follows the noise. A third of it gave the same map of a simulated he
 FIRST_EPSILON = 10.0
 """The same in the first step."""
 
-ORDER = 4
+ORDER = 6
 """Highest order of the solid harmonics, which are free: sources far away."""
 
 FIRST_TOLERANCE, FIRST_ITERATIONS = 1e-2, 50

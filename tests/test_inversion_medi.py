@@ -1,0 +1,358 @@
+"""MEDI and NDI: what they promise beyond what every inversion owes."""
+
+import math
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import numba
+import numpy as np
+import pytest
+import torch
+from phantoms import ISOTROPIC, TILTED, Phantom, error, phantom
+from scipy.optimize import minimize
+from torch import Tensor
+
+from qsmpipe.numerics import fused_diffusion
+from qsmpipe.numerics.fused_diffusion import diffusion
+from qsmpipe.numerics.inversion import medi, ndi, tv
+from qsmpipe.numerics.inversion.common import phase_scale
+from qsmpipe.numerics.inversion.gauss_newton import Problem, gauss_newton
+from qsmpipe.numerics.kernels import dipole
+from qsmpipe.numerics.operators import Dipole, gradient, gradient_adjoint
+
+MEDI, NDI = sys.modules[medi.__module__], sys.modules[ndi.__module__]
+ZOOMS = (1.0, 0.8, 1.5)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads(), numba.get_num_threads()
+    torch.set_num_threads(1)
+    numba.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads[0])
+    numba.set_num_threads(threads[1])
+
+
+@pytest.fixture(scope="module")
+def clean() -> Phantom:
+    return phantom()
+
+
+@pytest.fixture(scope="module")
+def noisy() -> Phantom:
+    return phantom(noise=0.003)
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+# The pieces
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(5, 4, 6), (1, 3, 2), (3, 1, 1)])
+def test_diffusion_is_the_gradient_weighted_and_back(
+    shape: tuple[int, int, int], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image, v = normal(*shape).to(dtype), normal(3, *shape, seed=1).abs().to(dtype)
+    expected = 2 + gradient_adjoint(v * gradient(image, ZOOMS), ZOOMS)
+    for loops in (True, False):
+        out = torch.full(shape, 2.0, dtype=dtype)
+        monkeypatch.setattr(fused_diffusion, "_on_loops", lambda _, loops=loops: loops)
+        diffusion(image, v, ZOOMS, out=out)
+        torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-5)
+
+
+class Tiny:
+    """A problem small enough for a slow solver: phase on a corner of a grid, some of it edge."""
+
+    shape, crop = (8, 6, 5), (6, 5, 4)
+
+    def __init__(self, spread: float = 1.0) -> None:
+        self.forward = Dipole(self.shape, dipole(self.shape, ZOOMS, TILTED, like=normal(1)))
+        truth = torch.zeros(self.shape, dtype=torch.float64)
+        truth[1:4, 1:4, 1:3] = spread
+        self.weight = 0.5 + normal(*self.crop, seed=2).abs()
+        x, y, z = self.crop
+        self.phase = self.forward(truth)[:x, :y, :z] + 0.05 * normal(*self.crop, seed=3)
+        self.smooth = normal(3, *self.shape, seed=4) < 0.7
+        self.problem = Problem(
+            shape=self.shape,
+            zooms=ZOOMS,
+            kernel=self.forward.transfer,
+            weight=self.weight**2,
+            slope=lambda predicted, _: self.weight**2 * torch.sin(predicted - self.phase),
+            smooth=self.smooth,
+            observed=torch.ones(self.crop, dtype=torch.bool),
+            lambda_=0.05,
+            epsilon=0.01,
+        )
+
+    def objective(self, image: Tensor) -> Tensor:
+        x, y, z = self.crop
+        misfit = self.weight**2 * (1 - torch.cos(self.forward(image)[:x, :y, :z] - self.phase))
+        size = (gradient(image, ZOOMS) ** 2 + 0.01**2).sqrt()
+        return misfit.sum() + 0.05 * (self.smooth * size).sum()
+
+    def slow(self) -> float:
+        def value(x: np.ndarray) -> tuple[float, np.ndarray]:
+            image = torch.from_numpy(x).reshape(self.shape).requires_grad_()
+            result = self.objective(image)
+            result.backward()
+            return result.item(), image.grad.numpy().ravel()
+
+        options = {"maxiter": 5000, "maxfun": 9000, "ftol": 1e-15, "gtol": 1e-9}
+        start = np.zeros(math.prod(self.shape))
+        return minimize(value, start, method="L-BFGS-B", jac=True, options=options).fun
+
+
+def test_gauss_newton_reaches_the_objective_of_a_slow_solver() -> None:
+    tiny = Tiny()
+    image, convergence = gauss_newton(
+        tiny.problem, rounding=0.1, tolerance=1e-6, max_iterations=300, inner_iterations=100
+    )
+    slow = tiny.slow()
+    assert convergence.converged
+    assert tiny.objective(torch.zeros_like(image)) > 1.3 * slow
+    assert tiny.objective(image) == pytest.approx(slow, rel=1e-4)
+
+
+@pytest.mark.parametrize("inner", [1, 3, 50])
+def test_no_step_goes_uphill_however_few_its_inner_steps(inner: int) -> None:
+    tiny = Tiny(spread=2.0)
+    values = []
+    for steps in range(8):
+        image, _ = gauss_newton(
+            tiny.problem, tolerance=0.0, max_iterations=steps, inner_iterations=inner
+        )
+        values.append(tiny.objective(image).item())
+    assert all(after <= before + 1e-12 for before, after in zip(values, values[1:], strict=False))
+    assert values[-1] < 0.7 * values[0]
+
+
+def test_a_step_takes_tens_of_inner_steps(noisy: Phantom, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = sys.modules[gauss_newton.__module__]
+    solve, counts = module.conjugate_gradient, []
+
+    def counted(*arguments: Any, **choices: Any) -> Any:
+        x, convergence = solve(*arguments, **choices)
+        counts.append(convergence)
+        return x, convergence
+
+    monkeypatch.setattr(module, "conjugate_gradient", counted)
+    noisy.invert(medi)
+    assert all(inner.converged for inner in counts)
+    assert max(inner.iterations for inner in counts) < MEDI.INNER_ITERATIONS == 30
+    assert sum(inner.iterations for inner in counts) < 120
+
+
+# MEDI
+
+
+def test_medi_is_gauss_newton_on_its_objective(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Edges, weights, unit and weight of the data arrive where the formula has them."""
+    monkeypatch.setattr(MEDI, "REACH", 0.0)
+    solve, found = MEDI.gauss_newton, []
+
+    def kept(*arguments: Any, **choices: Any) -> Any:
+        found.append(solve(*arguments, **choices))
+        return found[-1]
+
+    monkeypatch.setattr(MEDI, "gauss_newton", kept)
+    shape, wide, lambda_ = (6, 5, 4), (8, 8, 5), 40.0
+    scale = phase_scale(7.0, [0.01, 0.02])
+    forward = Dipole(wide, dipole(wide, ZOOMS, TILTED, like=normal(1)))
+    truth = torch.zeros(wide, dtype=torch.float64)
+    truth[1:4, 1:4, 1:3] = 0.05
+    field = forward(truth)[:6, :5, :4] + 1e-3 * normal(*shape)
+    noise = (1 + normal(*shape, seed=1).abs()) * 1e-3
+    mask = torch.ones(shape, dtype=torch.bool)
+    mask[0, 0] = False
+    magnitude = 1 + normal(*shape, seed=2)
+    chi = medi(
+        field, mask, ZOOMS, b0_direction=TILTED, noise=noise, magnitude=magnitude, edges=0.4,
+        lambda_=lambda_, field_strength=7.0, echo_times=[0.01, 0.02], tolerance=1e-7,
+        max_iterations=500,
+    ).chi  # fmt: skip
+    weight = torch.where(mask, (noise[mask].median() / noise).clamp(max=5), 0)
+    smooth = torch.ones(3, *wide, dtype=torch.bool)
+    smooth[:, :6, :5, :4] = MEDI.smooth_parts(magnitude, mask, ZOOMS, edges=0.4)
+
+    def objective(x: np.ndarray) -> tuple[float, np.ndarray]:
+        image = torch.from_numpy(x).reshape(wide).requires_grad_()
+        predicted = forward(image)[:6, :5, :4]
+        misfit = weight * (torch.exp(1j * predicted) - torch.exp(1j * scale * field))
+        slope = (gradient(image, ZOOMS) ** 2 + MEDI.EPSILON**2).sqrt()
+        value = lambda_ * misfit.abs().square().sum() + (smooth * slope).sum()
+        value.backward()
+        return value.item(), image.grad.numpy().ravel()
+
+    options = {"maxiter": 9000, "maxfun": 20000, "ftol": 1e-15, "gtol": 1e-8}
+    slow = minimize(objective, np.zeros(320), method="L-BFGS-B", jac=True, options=options).fun
+    ((image, convergence),) = found
+    assert convergence.converged
+    assert objective(np.zeros(320))[0] > 1.3 * slow
+    assert objective(image.numpy().ravel())[0] == pytest.approx(slow, rel=1e-3)
+    torch.testing.assert_close(chi, torch.where(mask, image[:6, :5, :4] / scale, 0))
+
+
+def test_medi_edges_of_the_magnitude_cost_nothing(clean: Phantom) -> None:
+    """With a weight that flattens all else the balls come out at their height."""
+    strong = {"lambda_": 5.0, "magnitude": 1 + clean.chi}
+    with_edges = error(clean.invert(medi, **strong).chi, clean.chi, clean.mask)
+    without = error(clean.invert(medi, **strong, edges=0.0).chi, clean.chi, clean.mask)
+    assert with_edges < 0.1 < 0.5 * without
+    nothing = clean.invert(medi, lambda_=5.0).chi
+    assert torch.equal(clean.invert(medi, **strong, edges=0.0).chi, nothing)
+
+
+def test_medi_bears_wraps_that_are_left_and_tv_does_not(clean: Phantom) -> None:
+    """A ball whose phase is off by 2 pi, which is 0.39 ppm."""
+    x, y, z = torch.meshgrid(*(torch.arange(40) - 19.5,) * 3, indexing="ij")
+    ball = (x - 6) ** 2 + (y - 5) ** 2 + z**2 < 3**2
+    scale = phase_scale(None, None)
+    wrapped = clean._replace(field=clean.field + ball * (2 * math.pi / scale))
+    ours = error(wrapped.invert(medi).chi, clean.chi, clean.mask)
+    assert ours < 1.2 * error(clean.invert(medi).chi, clean.chi, clean.mask)
+    assert error(wrapped.invert(tv).chi, clean.chi, clean.mask) > 4 * ours
+
+
+def test_medi_finds_sources_whose_phase_is_beyond_pi() -> None:
+    """A ball of 2 ppm at 3 T."""
+    x, y, z = torch.meshgrid(*(torch.arange(40) - 19.5,) * 3, indexing="ij")
+    ball = 2 * torch.sigmoid((4 - (x**2 + y**2 + z**2).sqrt()) / 0.5)
+    head = phantom()
+    head = head._replace(chi=ball, field=Dipole.on_grid(ball, head.zooms)(ball))
+    assert (head.field[head.mask] * phase_scale(None, None)).abs().max() > 2 * math.pi
+    assert error(head.invert(medi).chi, head.chi, head.mask) < 0.1
+
+
+def test_medi_merit_weighs_down_what_is_no_phase(clean: Phantom) -> None:
+    """Single voxels with any phase: noise of another kind than the map of noise knows."""
+    generator = torch.Generator().manual_seed(0)
+    bad = torch.rand(clean.field.shape, generator=generator) < 0.01
+    spoilt = clean._replace(
+        field=torch.where(bad, 0.18 * torch.sign(normal(40, 40, 40)).float(), clean.field)
+    )
+    plain = error(spoilt.invert(medi).chi, clean.chi, clean.mask)
+    assert error(spoilt.invert(medi, merit=True).chi, clean.chi, clean.mask) < 0.7 * plain
+
+
+def test_medi_smv_takes_off_what_is_left_of_the_background(clean: Phantom) -> None:
+    x, y, z = torch.meshgrid(*(torch.arange(40) - 19.5,) * 3, indexing="ij")
+    left = clean._replace(field=clean.field + 1e-4 * (2 * z**2 - x**2 - y**2) + 2e-3 * x * y / 5)
+    plain = error(left.invert(medi).chi, clean.chi, clean.mask)
+    without = left.invert(medi, radius=4.0)
+    assert error(without.chi, clean.chi, clean.mask) < 0.5 * plain
+    with pytest.raises(ValueError, match="smaller one"):
+        left.invert(medi, radius=40.0)
+
+
+def test_medi_evens_out_the_ventricles(noisy: Phantom, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y, z = torch.meshgrid(*(torch.arange(40) - 19.5,) * 3, indexing="ij")
+    fluid = (x + 2) ** 2 + (y + 2) ** 2 + (z + 1) ** 2 < 5**2
+    r2star = torch.full_like(noisy.field, 20.0)
+    monkeypatch.setattr(MEDI, "ventricles", lambda r, mask, zooms, magnitude: fluid & (r > 10))
+    spread = [
+        noisy.invert(medi, r2star=r2star, csf_weight=weight).chi[fluid].std().item()
+        for weight in (0.0, 1.0, 100.0)
+    ]
+    assert spread[2] < 0.3 * spread[0]
+    assert spread == sorted(spread, reverse=True)
+    with pytest.raises(ValueError, match="give r2star"):
+        noisy.invert(medi, csf_weight=1.0)
+
+
+def test_medi_weight_follows_the_noise(noisy: Phantom) -> None:
+    noise = torch.full_like(noisy.field, 0.003)
+    chosen = noisy.invert(medi, noise=noise, field_strength=7.0, max_iterations=1).chosen
+    weight = MEDI.LAMBDA_PER_NOISE * 0.003
+    assert chosen == {"lambda_": pytest.approx(1 / (2 * phase_scale(7.0, None) * weight))}
+    same = noisy.invert(medi, noise=noise, lambda_=chosen["lambda_"], field_strength=7.0).chi
+    assert torch.equal(noisy.invert(medi, noise=noise, field_strength=7.0).chi, same)
+
+
+def test_medi_trusts_the_quiet_half() -> None:
+    noise = torch.full((40, 40, 40), 0.002)
+    noise[20:] = 0.03
+    head = phantom(noise=noise.double())
+    plain = error(head.invert(medi).chi, head.chi, head.mask)
+    assert error(head.invert(medi, noise=noise).chi, head.chi, head.mask) < 0.6 * plain
+
+
+# NDI
+
+
+def test_ndi_is_descent_on_its_objective(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(NDI, "PADDING", 0.25)
+    shape, wide, alpha, step = (6, 5, 4), (8, 8, 5), 0.02, 0.8
+    forward = Dipole(wide, dipole(wide, ZOOMS, TILTED, like=normal(1)))
+    field, mask = 0.05 * normal(*shape), torch.ones(shape, dtype=torch.bool)
+    mask[0, 0] = False
+    noise = 1 + normal(*shape, seed=1).abs()
+    weight = torch.where(mask, (noise[mask].median() / noise).clamp(max=1), 0)
+    phase = torch.exp(1j * phase_scale(None, None) * torch.where(mask, field, 0))
+    image = torch.zeros(wide, dtype=torch.float64, requires_grad=True)
+    for _ in range(3):
+        misfit = weight * (torch.exp(1j * forward(image)[:6, :5, :4]) - phase)
+        value = misfit.abs().square().sum() + alpha / 2 * image.square().sum()
+        (slope,) = torch.autograd.grad(value, image)
+        image = (image - step * slope).detach().requires_grad_()
+    expected = torch.where(mask, image.detach()[:6, :5, :4], 0) / phase_scale(None, None)
+    chi = ndi(
+        field, mask, ZOOMS, b0_direction=TILTED, noise=noise, step=step, alpha=alpha,
+        tolerance=0.0, max_iterations=3,
+    ).chi  # fmt: skip
+    torch.testing.assert_close(chi, expected, rtol=0, atol=1e-12)
+
+
+def test_ndi_early_steps_regularise() -> None:
+    """With noise the error falls and rises again; without it goes on falling."""
+
+    def errors(head: Phantom) -> list[float]:
+        return [
+            error(head.invert(ndi, tolerance=0.0, max_iterations=n).chi, head.chi, head.mask)
+            for n in (1, 6, 200)
+        ]
+
+    first, middle, last = errors(phantom(noise=0.005))
+    assert middle < first
+    assert middle < 0.8 * last
+    clean = errors(phantom())
+    assert clean == sorted(clean, reverse=True)
+
+
+def test_ndi_does_not_see_wraps(noisy: Phantom) -> None:
+    scale = phase_scale(None, None)
+    turns = torch.randint(-1, 2, noisy.field.shape, generator=torch.Generator().manual_seed(0))
+    wrapped = noisy._replace(field=noisy.field + turns * (2 * math.pi / scale))
+    chi = noisy.invert(ndi).chi
+    assert error(wrapped.invert(ndi).chi, chi, noisy.mask) < 1e-4
+
+
+def test_ndi_tikhonov_makes_the_map_smaller(noisy: Phantom) -> None:
+    sizes = [noisy.invert(ndi, alpha=alpha).chi.norm().item() for alpha in (0.0, 0.05, 0.5)]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[2] < 0.7 * sizes[0]
+    with pytest.raises(ValueError, match="alpha"):
+        noisy.invert(ndi, alpha=-1.0)
+
+
+def test_ndi_weighs_little_where_noise_is_large(clean: Phantom) -> None:
+    noise = torch.full_like(clean.field, 0.002)
+    noise[20:] = 0.05
+    head = phantom(noise=noise.double())
+    plain = error(head.invert(ndi).chi, head.chi, head.mask)
+    assert error(head.invert(ndi, noise=noise).chi, head.chi, head.mask) < 0.6 * plain
+
+
+@pytest.mark.parametrize("method", [medi, ndi])
+def test_field_strength_and_echo_times_are_the_phase(method: Any, noisy: Phantom) -> None:
+    fixed = {"lambda_": 100.0} if method is medi else {}
+    one = noisy.invert(method, field_strength=7.0, echo_times=[0.01, 0.03], **fixed)
+    other = noisy.invert(method, field_strength=3.5, echo_times=[0.04], **fixed)
+    torch.testing.assert_close(one.chi, other.chi, rtol=0, atol=1e-6)
+    assert ISOTROPIC == noisy.zooms
