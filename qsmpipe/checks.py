@@ -1110,8 +1110,8 @@ def _check_bipolar(
         notes.warn(
             "bipolar",
             f"{name}: odd and even echoes differ by {abs(size) / 2:.2g} rad {where}: a bipolar "
-            "readout? --set offset.bipolar=true corrects it; or acquire with one readout polarity, "
-            "or leave out every second echo with --bids-filter-file",
+            "readout? --set offset.bipolar=true corrects it; or acquire with one readout "
+            "polarity, or leave out every second echo with --bids-filter-file",
         )
 
 

@@ -92,12 +92,7 @@ class Settings:
         return GIVEN in re.split(r"[\s&|()]+", self.mask)
 
     def methods(self, stage: str) -> tuple[str, ...]:
-        """Names of the methods that ``stage`` runs; empty for ``none`` and ``given``.
-
-        No background is removed for inversions that all do so themselves.
-        """
-        if stage == "background" and not needs_background(self.methods("inversion")):
-            return ()
+        """Names of the methods that ``stage`` runs; empty for ``none`` and ``given``."""
         return names_in(stage, getattr(self, stage))
 
     def parameters_for(self, stage: str) -> dict[str, dict[str, Any]]:
@@ -187,10 +182,10 @@ class Settings:
             if not self.methods(stage):
                 msg = f"{stage} cannot be {getattr(self, stage)!r}: {_choices(stage)}"
                 raise ValueError(msg)
-        if self.methods("cosmos") and not needed:
+        if self.methods("cosmos") and not self.methods("background"):
             msg = (
-                f"cosmos works on local fields, and inversion {self.inversion!r} makes none: "
-                "choose one that starts from the local field"
+                "cosmos works on local fields, and with --background none there are none: choose "
+                f"one of {', '.join(METHODS['background'])}"
             )
             raise ValueError(msg)
         reference, _, label = self.reference.partition(":")

@@ -3,13 +3,14 @@
 import math
 import sys
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import numba
 import numpy as np
 import pytest
 import torch
-from phantoms import ISOTROPIC, TILTED, Phantom, error, phantom
+from phantoms import TILTED, Phantom, error, phantom
 from scipy.optimize import minimize
 from torch import Tensor
 
@@ -129,7 +130,7 @@ def test_no_step_goes_uphill_however_few_its_inner_steps(inner: int) -> None:
             tiny.problem, tolerance=0.0, max_iterations=steps, inner_iterations=inner
         )
         values.append(tiny.objective(image).item())
-    assert all(after <= before + 1e-12 for before, after in zip(values, values[1:], strict=False))
+    assert all(after <= before + 1e-12 for before, after in pairwise(values))
     assert values[-1] < 0.7 * values[0]
 
 
@@ -355,4 +356,3 @@ def test_field_strength_and_echo_times_are_the_phase(method: Any, noisy: Phantom
     one = noisy.invert(method, field_strength=7.0, echo_times=[0.01, 0.03], **fixed)
     other = noisy.invert(method, field_strength=3.5, echo_times=[0.04], **fixed)
     torch.testing.assert_close(one.chi, other.chi, rtol=0, atol=1e-6)
-    assert ISOTROPIC == noisy.zooms

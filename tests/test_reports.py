@@ -710,7 +710,7 @@ def test_the_methods_text_says_what_was_done_and_cites_it(output: Path) -> None:
     for words in (
         "1 acquisition of 1 participant was processed with qsmpipe 0.1.0",
         "sigma 7 mm",
-        "[@eckstein2018]",
+        "[@eckstein2018; @eckstein2021]",
         "lambda 0.00025",
         "4:4:12 ms",
         "whole brain",

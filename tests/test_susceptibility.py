@@ -46,8 +46,10 @@ def test_inversions_share_the_background() -> None:
 @pytest.mark.parametrize("name", OWN)
 def test_an_inversion_that_removes_the_background_itself_gets_the_whole_mask(name: str) -> None:
     workflow = init_susceptibility_wf(inversion=name)
-    assert not any("background" in node for node in workflow.list_node_names())
+    assert sources(workflow, "outputnode")["local_field"] == "background_pdf_wf"
     assert sources(workflow, f"inversion_{name}_wf")["mask"] == "inputnode"
+    bare = init_susceptibility_wf(background="none", inversion=name)
+    assert not any("background" in node for node in bare.list_node_names())
     both = init_susceptibility_wf(background="vsharp", inversion=f"tkd,{name}")
     assert sources(both, f"inversion_{name}_wf")["mask"] == "inputnode"
     assert sources(both, "inversion_tkd_wf")["mask"] == "background_vsharp_wf"
@@ -62,7 +64,8 @@ def test_an_inversion_that_removes_the_background_itself_gets_the_whole_mask(nam
         ({"inversion": "tkd,tkd"}, "twice"),
         ({"inversion": "tkd+tv"}, "no method 'tkd\\+tv'"),
         ({"inversion": ""}, "cannot be ''"),
-        ({"background": "none"}, "cannot be 'none'"),
+        ({"background": "none"}, None),
+        ({"background": "none", "inversion": "tkd,sstv"}, "cannot be 'none'"),
         ({"background": "vsharp,pdf"}, "no method 'vsharp,pdf'"),
         ({"background": "vsharp+nothing"}, "no method 'nothing'"),
     ],

@@ -63,8 +63,8 @@ def init_qsm_wf(
         Methods: keys of :data:`qsmpipe.methods.METHODS`. ``offset``, ``relaxation`` and ``swi``
         may be ``"none"``.
     background : str
-        A method, or several that follow on one another, as in ``"lbv+vsharp"``. Nothing is
-        removed, and this not read, where no inversion starts from the local field.
+        A method, or several that follow on one another, as in ``"lbv+vsharp"``. It gives the
+        local field, and may be ``"none"`` where no inversion starts from that.
     inversion : str
         A method, or several that share what comes before them, as in ``"tv,rts"``: the first one
         gives ``chi``.
@@ -142,7 +142,7 @@ def init_qsm_wf(
         Unwrapped phase of all echoes (rad).
     field, noise, local_field
         Total field, its standard deviation, and the field of the sources inside the mask (ppm);
-        the last undefined where no inversion needs it.
+        the last undefined with background ``"none"``.
     r2star, t2star, s0
         1/s, s, and the unit of the magnitude; undefined for one echo.
     swi, minip

@@ -45,8 +45,8 @@ def init_susceptibility_wf(
     Parameters
     ----------
     background : str
-        A method, or several that follow on one another, as in ``"lbv+vsharp"``. Nothing is
-        removed, and this not read, where no inversion starts from the local field.
+        A method, or several that follow on one another, as in ``"lbv+vsharp"``. It gives the
+        local field, and may be ``"none"`` where no inversion starts from that.
     inversion : str
         A method, or several that share what comes before them, as in ``"tv,rts"``.
     reference : str
@@ -95,7 +95,7 @@ def init_susceptibility_wf(
     reference_region
         The fluid whose mean it was, with ``reference="csf"``; undefined otherwise.
     local_field
-        Field of the sources inside the mask (ppm); undefined where no inversion needs it. That of
+        Field of the sources inside the mask (ppm); undefined with background ``"none"``. That of
         the whole mask, with ``two_pass``.
     qsm_mask
         Where ``chi`` is trusted: ``mask``, eroded as the background removal needs.
@@ -108,7 +108,7 @@ def init_susceptibility_wf(
         List of what was done.
     """
     inversions = names_in("inversion", inversion)
-    backgrounds = names_in("background", background) if needs_background(inversions) else ()
+    backgrounds = names_in("background", background)
     threads: dict[str, Any] = {"omp_nthreads": omp_nthreads, "use_gpu": use_gpu}
 
     workflow = Workflow(name=name)
@@ -124,7 +124,7 @@ def init_susceptibility_wf(
         """Background and inversions in a mask: the local field; each map and where it is known."""
         total = {"field": (inputnode, "field"), "mask": mask}
         local = total
-        for method in backgrounds:
+        for method in () if suffix and not needs_background(inversions) else backgrounds:
             background_wf = init_background_wf(
                 method=method,
                 parameters=one("background", method),

@@ -16,6 +16,7 @@ from qsmpipe.checks import Examination, Finding, head_name
 from qsmpipe.cli.errors import Exit, RunError
 from qsmpipe.cli.logs import log_to
 from qsmpipe.cli.parser import Request
+from qsmpipe.methods import needs_background
 from qsmpipe.settings import Settings, versions
 
 Record = dict[str, Any]
@@ -316,6 +317,9 @@ def _say(examinations: list[Examination], settings: Settings) -> None:
     print(f"  mask expression: {settings.mask}, erosion {settings.mask_erosion:g} mm")
     if settings.mask_residual:
         print(f"  mask residual: {settings.mask_residual:g} at most")
+    if settings.methods("background") and not needs_background(settings.methods("inversion")):
+        print(f"  {settings.inversion} takes the total field: background removal gives the local "
+              "field alone, and --background has no influence on the map")  # fmt: skip
     if settings.uncertainty:
         print(f"  uncertainty: from {settings.uncertainty} noisy fields")
     if settings.two_pass:

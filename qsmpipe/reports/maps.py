@@ -59,7 +59,9 @@ class Maps:
             object.__setattr__(self, name, _echoes(getattr(self, name)))
         for name in ("brain_mask", "qsm_mask"):
             object.__setattr__(self, name, _mask(getattr(self, name)))
-        for name in ("quality", "field", "noise", "local_field", "chi", "median", "deviation", "r2star"):
+        for name in (
+            "quality", "field", "noise", "local_field", "chi", "median", "deviation", "r2star",
+        ):  # fmt: skip
             object.__setattr__(self, name, _array(getattr(self, name)))
         compared = {name: np.asarray(_array(chi)) for name, chi in self.compared.items()}
         object.__setattr__(self, "compared", compared)

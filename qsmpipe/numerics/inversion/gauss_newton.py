@@ -179,7 +179,8 @@ def _preconditioner(
     """
     shape, outside = problem.shape, problem.outside
     x, y, z = problem.weight.shape
-    level = diffusivity[:, :x, :y, :z][problem.observed.expand(3, x, y, z)].mean(dtype=torch.float64).item()
+    inside = problem.observed.expand(3, x, y, z)
+    level = diffusivity[:, :x, :y, :z][inside].mean(dtype=torch.float64).item()
     data = problem.weight[problem.observed].mean(dtype=torch.float64).item()
     inverse = (level * curvature).add_(squared, alpha=data)
     # Of the zero frequency nothing is known; where all is edge, of the cone neither.

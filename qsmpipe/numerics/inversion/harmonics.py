@@ -18,13 +18,15 @@ def solid_harmonics(order: int) -> tuple[list[tuple[int, int, int]], Tensor]:
     basis : (N, powers) tensor
         Orthonormal coefficients of the (order + 1)^2 polynomials whose Laplacian is 0.
     """
-    powers = [p for p in itertools.product(range(order + 1), repeat=3) if sum(p) <= order]
+    triples = itertools.product(range(order + 1), range(order + 1), range(order + 1))
+    powers = [p for p in triples if sum(p) <= order]
     place = {power: number for number, power in enumerate(powers)}
     laplacian = torch.zeros(len(powers), len(powers), dtype=torch.float64)
     for power, number in place.items():
         for axis, n in enumerate(power):
             if n > 1:
-                lower = tuple(m - 2 if a == axis else m for a, m in enumerate(power))
+                i, j, k = (m - 2 if a == axis else m for a, m in enumerate(power))
+                lower = (i, j, k)
                 laplacian[place[lower], number] = n * (n - 1)
     _, sizes, rows = torch.linalg.svd(laplacian)
     return powers, rows[int((sizes > 1e-9 * sizes.max()).sum()) if order > 1 else 0 :]
