@@ -168,8 +168,7 @@ METHODS: dict[str, dict[str, Method]] = {
             "background.sharp:sharp",
             "Sharp",
             "SHARP: spherical mean values of one radius",
-            "Background fields were removed by SHARP (radius {radius} mm, threshold "
-            "{threshold}).",
+            "Background fields were removed by SHARP (radius {radius} mm, threshold {threshold}).",
             ("schweser2011",),
         ),
         "vsharp": Method(

@@ -84,7 +84,7 @@ BOUNDS = {
     "hdqsm": 0.15,
     "medi": 0.15,
     "ndi": 0.55,
-    "sstv": 0.3,
+    "sstv": 0.5,
     "tfi": 0.5,
 }
 """Error of each method on the phantom without noise."""

@@ -188,7 +188,7 @@ def test_tfi_reaches_the_objective_of_a_slow_solver(monkeypatch: pytest.MonkeyPa
         return value.item(), chi.grad.numpy().ravel()
 
     start = np.zeros(math.prod(wide))
-    options = {"maxiter": 9000, "maxfun": 20000, "ftol": 1e-15, "gtol": 1e-9}
+    options = {"maxiter": 2000, "maxfun": 4000, "ftol": 1e-15, "gtol": 1e-9}
     slow = minimize(objective, start, method="L-BFGS-B", jac=True, options=options).fun
     assert objective(start)[0] > 3 * slow
     assert objective(image.numpy().ravel())[0] < 1.001 * slow  # it stops a little above

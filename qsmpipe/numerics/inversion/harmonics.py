@@ -1,6 +1,7 @@
 """Fields of sources far away: solid harmonics of low order, fitted where there are data."""
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -76,6 +77,6 @@ class FarField:
         return image - planes @ z.T
 
 
-def _moments(image: Tensor, axes: "list[Tensor] | tuple[Tensor, ...]") -> Tensor:
+def _moments(image: Tensor, axes: Sequence[Tensor]) -> Tensor:
     x, y, _ = (table.double() for table in axes)
     return torch.einsum("xyc,xa,yb->abc", (image @ axes[2]).double(), x, y).cpu()

@@ -52,7 +52,9 @@ phantoms with sources in a shell of 3 mm around the mask, 5 to 12 mm had the err
 """
 
 DEFAULT_EDGES = 0.0
-"""Share of the gradient's components that cost nothing."""
+"""Share of the gradient's components that cost nothing. 0.1 lowered the error from 39 to 37 % on a
+whole simulated head after PDF, but raised it on phantoms whose magnitude has other edges than the
+susceptibility (16 to 18 %), and hardly helped on those that share them."""
 
 
 def auto_lambda(mask: Tensor, noise: Tensor | None) -> float:
