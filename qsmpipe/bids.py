@@ -817,7 +817,8 @@ def sidecar(
         content["ReferenceRegion"] = "none" if row.desc == "unreferenced" else where
         values = [step["parameters"].get("value") for step in steps
                   if step.get("stage") == "reference"]  # fmt: skip
-        if len(values) == 1 and values[0] is not None and content["ReferenceRegion"] != "none":
+        referenced = content["ReferenceRegion"] != "none" and key != "deviation"
+        if len(values) == 1 and values[0] is not None and referenced:
             content["ReferenceValue"] = float(values[0])
             content["ReferenceValueUnits"] = "ppm"
     if examination.b0_direction:

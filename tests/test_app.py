@@ -354,3 +354,19 @@ def test_several_inversions_share_what_comes_before_them(
     page = (out / "sub-01.html").read_text()
     assert "Inversions side by side" in page
     validated(out)
+
+
+def test_the_standard_deviation_of_susceptibility(app: Callable[..., tuple[int, Path]]) -> None:
+    code, out = app("gre3t", "--uncertainty", "3")
+    assert code == 0
+    anat = out / "sub-01" / "anat"
+    deviation = nb.load(anat / "sub-01_desc-std_Chimap.nii.gz").get_fdata()
+    known = nb.load(anat / "sub-01_desc-qsm_mask.nii.gz").get_fdata() > 0
+    assert (deviation[known] > 0).all()
+    assert not deviation[~known].any()
+    sidecar = json.loads((anat / "sub-01_desc-std_Chimap.json").read_text())
+    assert sidecar["Units"] == "ppm"
+    assert "ReferenceValue" not in sidecar
+    assert sidecar["ProcessingSteps"][-1]["parameters"]["realisations"] == 3
+    assert "Uncertainty of susceptibility" in (out / "sub-01.html").read_text()
+    validated(out)

@@ -16,7 +16,7 @@ from qsmpipe.settings import STAGES, Settings, versions
 from qsmpipe.workflows.qsm import OUTPUTS, init_qsm_wf
 from qsmpipe.workflows.reference import init_reference_wf
 
-VOLUMES = {"unwrap": 8, "bestpath": 48, "inversion": 30, "background": 20}
+VOLUMES = {"unwrap": 8, "bestpath": 48, "inversion": 30, "uncertainty": 40, "background": 20}
 """Memory of a method's or stage's nodes in float32 volumes per volume of data (all others: 6)."""
 
 

@@ -80,8 +80,8 @@ def tv(
     b0_direction: Sequence[float] = AXIAL,
     noise: Tensor | None = None,
     magnitude: Tensor | None = None,
-    edges: float = DEFAULT_EDGES,
     lambda_: float | Literal["auto", "l-curve", "discrepancy"] = "auto",
+    edges: float = DEFAULT_EDGES,
     rho: float = DEFAULT_RHO,
     mu: float = DEFAULT_MU,
     tolerance: float = DEFAULT_TOLERANCE,
@@ -109,12 +109,18 @@ def tv(
     noise : (X, Y, Z) real tensor, optional
         Standard deviation of ``field``, in ppm: W is its median inside ``mask`` over itself.
         Voxels where it is 0 or not finite count as unknown. W = 1 without it.
+    magnitude : (X, Y, Z) real tensor, optional
+        For ``edges``, in any unit.
     lambda_ : float, "auto", "l-curve" or "discrepancy"
         :math:`\lambda` (ppm mm): the total variation carries the weight, the data have 1. "auto"
         is :data:`LAMBDA_PER_NOISE` times the median of ``noise``, which must be in ppm for it, or
         :data:`ASSUMED_NOISE` without a noise map. A field in another unit needs it scaled alike.
         Or the rule that chooses it (:func:`.choice.choose`) from :data:`CANDIDATES` times what
         "auto" gives; "discrepancy" needs ``noise``.
+    edges : float
+        Share of the gradient's components inside ``mask`` that cost nothing: those where
+        ``magnitude`` is steepest (:func:`.edges.smooth_parts`), as in the weighted variant of
+        [1]_. Without a magnitude there are none.
     rho : float
         Penalty of the gradient's split, over ``lambda_`` (mm/ppm): gradients below 1 / rho are
         shrunk to 0 in a step. It decides on the speed, not on the solution.
