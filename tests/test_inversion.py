@@ -95,13 +95,10 @@ BOUNDS = {
     ("shape", "zooms", "tilt"),
     [
         ((40, 40, 40), ISOTROPIC, 0.0),
-        ((40, 40, 40), ISOTROPIC, TILT),
-        ((37, 41, 35), ISOTROPIC, 0.0),
         ((37, 41, 35), ISOTROPIC, TILT),
-        ((50, 40, 20), (0.7, 1.0, 2.0), 0.0),
         ((50, 40, 20), (0.7, 1.0, 2.0), TILT),
     ],
-    ids=["plain", "tilted", "odd", "odd tilted", "anisotropic", "anisotropic tilted"],
+    ids=["plain", "odd tilted", "anisotropic tilted"],
 )
 def test_the_field_of_a_phantom_gives_it_back(
     name: str, shape: tuple[int, int, int], zooms: Zooms, tilt: float

@@ -52,6 +52,7 @@ STAGES = {
     "cosmos": "inversion of all orientations",
     "passes": "two passes",
     "reference": "referencing",
+    "uncertainty": "uncertainty",
 }
 """Stage to its name in a sentence."""
 
