@@ -562,7 +562,7 @@ def test_the_graph_joins_all_orientations_of_a_subject(tmp_path: Path) -> None:
 
 def test_cosmos_needs_local_fields() -> None:
     with pytest.raises(ValueError, match="cosmos works on local fields"):
-        Settings(cosmos="cosmos", inversion="tgvqsm").check()
+        Settings(cosmos="cosmos", inversion="tgvqsm", background="none").check()
 
 
 def recipe(run: str, tilt: Sequence[float]) -> dict[str, Any]:
