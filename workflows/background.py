@@ -48,7 +48,7 @@ def init_background_wf(
     field
         Field of the sources inside ``mask`` (ppm); 0 outside.
     mask
-        Where the local field is trusted: all that use spherical means lose a rim, PDF and LBV none.
+        Where the local field is trusted: what uses spherical means loses a rim, PDF and LBV none.
     step
         What was done.
     """
