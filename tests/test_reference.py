@@ -153,9 +153,12 @@ def test_without_ventricles_there_is_no_reference(fluid: dict[str, Path], tmp_pa
 
 def test_every_wire_of_the_ventricles_reaches_them() -> None:
     workflow = init_qsm_wf(
-        echoes=3, reference="csf", parameters={"reference": {"csf": {"threshold": 8.0}}}
+        echoes=3,
+        inversion="tkd",
+        reference="csf",
+        parameters={"reference": {"csf": {"threshold": 8.0}}},
     )
-    inner = workflow.get_node("susceptibility_wf").get_node("reference_tv_wf")
+    inner = workflow.get_node("susceptibility_wf").get_node("reference_tkd_wf")
     assert inner.get_node("csf").inputs.threshold == 8.0
     wired = {name for _, node, edge in inner._graph.edges(data="connect")
              for name in [into for _, into in edge] if node.name == "csf"}  # fmt: skip
