@@ -11,6 +11,7 @@ from qsmpipe.interfaces.base import (
     StageInputSpec,
     StageOutputSpec,
     at_most,
+    direction,
     not_negative,
     positive,
     stops_below,
@@ -50,12 +51,7 @@ class _BackgroundInputSpec(StageInputSpec):
     field = File(exists=True, mandatory=True, desc="total field (ppm), 3D or volumes last")
     mask = File(exists=True, mandatory=True, desc="where `field` is known, on its grid")
     noise = File(exists=True, desc="standard deviation of `field` up to a scale, 3D, on its grid")
-    b0_direction = traits.List(
-        traits.Float,
-        minlen=3,
-        maxlen=3,
-        desc="unit vector along B0 in voxel axes; from the affine of `field` when not given",
-    )
+    b0_direction = direction("field")
 
 
 class _BackgroundOutputSpec(StageOutputSpec):

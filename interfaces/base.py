@@ -49,6 +49,16 @@ def at_most(value: int, desc: str = "iterations at most") -> traits.Range:
     return traits.Range(low=1, value=value, usedefault=True, desc=desc)
 
 
+def direction(image: str) -> traits.List:
+    """Make the direction of B0; where it is not given, the affine of the input ``image`` tells."""
+    return traits.List(
+        traits.Float,
+        minlen=3,
+        maxlen=3,
+        desc=f"unit vector along B0 in voxel axes; from the affine of `{image}` when not given",
+    )
+
+
 class StageInputSpec(BaseInterfaceInputSpec):
     """Inputs of every stage."""
 
@@ -87,14 +97,21 @@ class Stage(SimpleInterface):
     def _compute(self, cwd: Path, device: torch.device) -> None:
         raise NotImplementedError
 
-    def _supplied(self, *, like: str, device: torch.device) -> dict[str, Any]:
-        """Collect the inputs named in :data:`SUPPLIED` that are given and ``function`` takes.
+    def _supplied(
+        self, *functions: Callable[..., Any], like: str, device: torch.device
+    ) -> dict[str, Any]:
+        """Collect the inputs named in :data:`SUPPLIED` that are given and ``functions`` take.
 
-        Images are loaded, on the grid of ``like``; B0 lies along the third axis of the world
-        unless a direction is given.
+        By default that is the interface's own function. Images are loaded, on the grid of
+        ``like``; B0 lies along the third axis of the world unless a direction is given.
         """
+        taken = {
+            name
+            for function in functions or (self.function,)
+            for name in inspect.signature(function).parameters
+        }
         supplied: dict[str, Any] = {}
-        for name in sorted(SUPPLIED & set(inspect.signature(self.function).parameters)):
+        for name in sorted(SUPPLIED & taken):
             value = getattr(self.inputs, name, Undefined)
             if isinstance(self.inputs.trait(name).trait_type, File) and isdefined(value):
                 supplied[name] = images.load(value, like=like, device=device)

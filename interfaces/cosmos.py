@@ -12,6 +12,7 @@ from qsmpipe.interfaces.base import (
     StageInputSpec,
     StageOutputSpec,
     at_most,
+    direction,
     not_negative,
     stops_below,
 )
@@ -71,12 +72,7 @@ class _ResampleToInputSpec(StageInputSpec):
         exists=True,
         desc="text, 4 x 4: world of `reference` to world of `field`; without it they are one",
     )
-    b0_direction = traits.List(
-        traits.Float,
-        minlen=3,
-        maxlen=3,
-        desc="unit vector along B0 in the voxel axes of `field`; from its affine when not given",
-    )
+    b0_direction = direction("field")
 
 
 class _ResampleToOutputSpec(StageOutputSpec):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from nipype.interfaces.base import (
 from nipype.interfaces.base.support import Bunch
 
 from qsmpipe import bids, images
+from qsmpipe.methods import needs_background
 from qsmpipe.numerics.units import hz_per_ppm
 
 
@@ -72,18 +74,18 @@ class WriteDerivatives(SimpleInterface):
 
     def _run_interface(self, runtime: Bunch) -> Bunch:
         inputs, written = self.inputs, []
-        main, *others = inputs.inversions or [""]
+        inversions = inputs.inversions or []
         for key, output in bids.OUTPUTS.items():
             source = getattr(inputs, output.source)
             if not isdefined(source) or (output.intermediate and not inputs.intermediates):
                 continue
             if key == "chi_by_method":
-                for method, path in zip(others, source[1:], strict=True):
-                    written.append(self._write(key, path, _of(method, inputs.steps), method))
-            elif key == "median":
-                written.append(self._write(key, source, inputs.steps))
-            else:
-                written.append(self._write(key, source, _of(main, inputs.steps)))
+                for method, path in zip(inversions[1:], source[1:], strict=True):
+                    steps = _led_to(key, [method], inputs.steps)
+                    written.append(self._write(key, path, steps, method))
+                continue
+            behind = inversions if key == "median" else inversions[:1]
+            written.append(self._write(key, source, _led_to(key, behind, inputs.steps)))
         self._results["files"] = [str(path) for path in written]
         self._results["record"] = {
             "steps": inputs.steps,
@@ -125,13 +127,19 @@ class WriteDerivatives(SimpleInterface):
         return figures
 
 
-def _of(method: str, steps: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Leave out the steps that belong to another inversion than ``method``."""
-    owners = (
-        step["method"] if step["stage"] == "inversion" else step.get("inversion") for step in steps
-    )
-    return [
-        step
-        for step, owner in zip(steps, owners, strict=True)
-        if not method or owner in (None, method)
-    ]
+def _led_to(
+    key: str, inversions: Sequence[str], steps: Sequence[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Leave out the steps that had no part in a map.
+
+    They belong to other inversions than ``inversions``; or they removed the background for the
+    local field, and none of ``inversions`` starts from that.
+    """
+
+    def took_part(step: Mapping[str, Any]) -> bool:
+        if step["stage"] == "background":
+            return key == "local_field" or not inversions or needs_background(inversions)
+        owner = step["method"] if step["stage"] == "inversion" else step.get("inversion")
+        return not inversions or owner is None or owner in inversions
+
+    return [step for step in steps if took_part(step)]

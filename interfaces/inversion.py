@@ -12,23 +12,28 @@ from qsmpipe.interfaces.base import (
     StageInputSpec,
     StageOutputSpec,
     at_most,
+    direction,
     not_negative,
     positive,
     stops_below,
 )
 from qsmpipe.methods import parameters_of
-from qsmpipe.numerics.inversion import ilsqr, l2, rts, tikhonov, tkd, tsvd, tv, two_level
 from qsmpipe.numerics.inversion.common import Curve
-from qsmpipe.numerics.inversion.direct import Prior
+from qsmpipe.numerics.inversion.direct import Prior, l2, tkd, tsvd
 from qsmpipe.numerics.inversion.hd import hdqsm
+from qsmpipe.numerics.inversion.ilsqr import ilsqr
 from qsmpipe.numerics.inversion.l1 import l1qsm
 from qsmpipe.numerics.inversion.medi import medi
 from qsmpipe.numerics.inversion.ndi import ndi
 from qsmpipe.numerics.inversion.nonlinear import nltv
+from qsmpipe.numerics.inversion.rts import rts
 from qsmpipe.numerics.inversion.single_step import sstv
 from qsmpipe.numerics.inversion.tfi import tfi
 from qsmpipe.numerics.inversion.tgv import nltgv, tgv
 from qsmpipe.numerics.inversion.tgv_phase import tgvqsm
+from qsmpipe.numerics.inversion.tikhonov import tikhonov
+from qsmpipe.numerics.inversion.tv import tv
+from qsmpipe.numerics.inversion.two_level import two_level
 from qsmpipe.numerics.inversion.weak_harmonic import whqsm
 
 
@@ -37,10 +42,11 @@ def _defaults(method: str) -> dict[str, Any]:
     return {name: parameter.default for name, parameter in rows.items()}
 
 
-_TKD, _L2, _RTS, _TV = (_defaults(method) for method in ("tkd", "l2", "rts", "tv"))
-_TSVD, _TIKHONOV, _ILSQR, _TWO_LEVEL = (
-    _defaults(method) for method in ("tsvd", "tikhonov", "ilsqr", "two-level")
-)
+_RHO = "penalty of the gradient's split over lambda (mm/ppm): speed only"
+_MU = "penalty of the field's split: speed only"
+_VARIATION = "weight of the total variation (ppm mm)"
+_PENALTY = "weight of the penalty (mm2, 1 or mm4)"
+_RULES = ("l-curve", "discrepancy")
 
 
 def _weight(value: float | str, desc: str, *words: str) -> traits.Union:
@@ -62,6 +68,17 @@ def _threshold(value: float) -> traits.Range:
         value=value,
         usedefault=True,
         desc="least dipole kernel that is divided by",
+    )
+
+
+def _edges(value: float) -> traits.Range:
+    return traits.Range(
+        low=0.0,
+        high=1.0,
+        exclude_high=True,
+        value=value,
+        usedefault=True,
+        desc="share of the gradient's components that cost nothing: edges of `magnitude`",
     )
 
 
@@ -90,12 +107,7 @@ class _InversionInputSpec(StageInputSpec):
         traits.Float, desc="echo times (s); for the methods that work with phase"
     )
     field_strength = traits.Float(desc="B0 (T); for the methods that work with phase")
-    b0_direction = traits.List(
-        traits.Float,
-        minlen=3,
-        maxlen=3,
-        desc="unit vector along B0 in voxel axes; from the affine of `field` when not given",
-    )
+    b0_direction = direction("field")
 
 
 class _InversionOutputSpec(StageOutputSpec):
@@ -136,6 +148,9 @@ class _Inversion(Stage):
             )
 
 
+_TKD = _defaults("tkd")
+
+
 class _TKDInputSpec(_InversionInputSpec):
     threshold = _threshold(_TKD["threshold"])
 
@@ -146,6 +161,9 @@ class TKD(_Inversion):
     input_spec = _TKDInputSpec
     method = "tkd"
     function = staticmethod(tkd)
+
+
+_TSVD = _defaults("tsvd")
 
 
 class _TSVDInputSpec(_InversionInputSpec):
@@ -160,11 +178,12 @@ class TSVD(_Inversion):
     function = staticmethod(tsvd)
 
 
+_L2 = _defaults("l2")
+
+
 class _L2InputSpec(_InversionInputSpec):
     prior = _prior(_L2["prior"])
-    lambda_ = _weight(
-        _L2["lambda_"], "weight of the penalty (mm2, 1 or mm4)", "l-curve", "discrepancy"
-    )
+    lambda_ = _weight(_L2["lambda_"], _PENALTY, *_RULES)
 
 
 class L2(_Inversion):
@@ -175,11 +194,12 @@ class L2(_Inversion):
     function = staticmethod(l2)
 
 
+_TIKHONOV = _defaults("tikhonov")
+
+
 class _TikhonovInputSpec(_InversionInputSpec):
     prior = _prior(_TIKHONOV["prior"])
-    lambda_ = _weight(
-        _TIKHONOV["lambda_"], "weight of the penalty (mm2, 1 or mm4)", "l-curve", "discrepancy"
-    )
+    lambda_ = _weight(_TIKHONOV["lambda_"], _PENALTY, *_RULES)
     tolerance = stops_below(_TIKHONOV["tolerance"], "relative residual that stops")
     max_iterations = at_most(_TIKHONOV["max_iterations"])
 
@@ -190,6 +210,9 @@ class Tikhonov(_Inversion):
     input_spec = _TikhonovInputSpec
     method = "tikhonov"
     function = staticmethod(tikhonov)
+
+
+_ILSQR = _defaults("ilsqr")
 
 
 class _ILSQRInputSpec(_InversionInputSpec):
@@ -212,15 +235,16 @@ class ILSQR(_Inversion):
     function = staticmethod(ilsqr)
 
 
+_TWO_LEVEL = _defaults("two-level")
+
+
 class _TwoLevelInputSpec(_InversionInputSpec):
     lambda_ = _weight(
         _TWO_LEVEL["lambda_"], "weight of the total variation, second level (ppm mm)", "auto"
     )
     ratio = positive(_TWO_LEVEL["ratio"], "weight at the first level over lambda")
     strong = not_negative(_TWO_LEVEL["strong"], "least size of a strong source (ppm)")
-    rho = positive(
-        _TWO_LEVEL["rho"], "penalty of the gradient's split over lambda (mm/ppm): speed only"
-    )
+    rho = positive(_TWO_LEVEL["rho"], _RHO)
     tolerance = stops_below(_TWO_LEVEL["tolerance"])
     max_iterations = at_most(_TWO_LEVEL["max_iterations"])
 
@@ -231,6 +255,9 @@ class TwoLevel(_Inversion):
     input_spec = _TwoLevelInputSpec
     method = "two-level"
     function = staticmethod(two_level)
+
+
+_RTS = _defaults("rts")
 
 
 class _RTSInputSpec(_InversionInputSpec):
@@ -257,24 +284,14 @@ class RTS(_Inversion):
     function = staticmethod(rts)
 
 
-def _edges(value: float) -> traits.Range:
-    return traits.Range(
-        low=0.0,
-        high=1.0,
-        exclude_high=True,
-        value=value,
-        usedefault=True,
-        desc="share of the gradient's components that cost nothing: edges of `magnitude`",
-    )
+_TV = _defaults("tv")
 
 
 class _TVInputSpec(_InversionInputSpec):
-    lambda_ = _weight(
-        _TV["lambda_"], "weight of the total variation (ppm mm)", "auto", "l-curve", "discrepancy"
-    )
+    lambda_ = _weight(_TV["lambda_"], _VARIATION, "auto", *_RULES)
     edges = _edges(_TV["edges"])
-    rho = positive(_TV["rho"], "penalty of the gradient's split over lambda (mm/ppm): speed only")
-    mu = positive(_TV["mu"], "penalty of the field's split: speed only")
+    rho = positive(_TV["rho"], _RHO)
+    mu = positive(_TV["mu"], _MU)
     tolerance = stops_below(_TV["tolerance"])
     max_iterations = at_most(_TV["max_iterations"])
 
@@ -287,29 +304,11 @@ class TV(_Inversion):
     function = staticmethod(tv)
 
 
-_NLTV, _TGV, _NLTGV, _WHQSM, _L1QSM, _HDQSM = (
-    _defaults(method) for method in ("nltv", "tgv", "nltgv", "whqsm", "l1qsm", "hdqsm")
-)
-
-
-def _follows_noise(
-    value: str, desc: str = "weight of the total variation (ppm mm)"
-) -> traits.Union:
-    return traits.Union(
-        traits.Float,
-        traits.Enum("auto"),
-        default_value=value,
-        usedefault=True,
-        desc=f'{desc}, or "auto" to follow the noise',
-    )
-
-
-_RHO = "penalty of the gradient's split over lambda (mm/ppm): speed only"
-_MU = "penalty of the field's split: speed only"
+_NLTV = _defaults("nltv")
 
 
 class _NonlinearTVInputSpec(_InversionInputSpec):
-    lambda_ = _follows_noise(_NLTV["lambda_"])
+    lambda_ = _weight(_NLTV["lambda_"], _VARIATION, "auto")
     edges = _edges(_NLTV["edges"])
     rho = positive(_NLTV["rho"], _RHO)
     mu = positive(_NLTV["mu"], _MU)
@@ -325,10 +324,14 @@ class NonlinearTV(_Inversion):
     function = staticmethod(nltv)
 
 
+_TGV = _defaults("tgv")
+_TGV_RHO = "penalty of both splits over their weights (mm/ppm): speed only"
+
+
 class _TGVInputSpec(_InversionInputSpec):
-    lambda_ = _follows_noise(_TGV["lambda_"], "weight of the first order (ppm mm)")
+    lambda_ = _weight(_TGV["lambda_"], "weight of the first order (ppm mm)", "auto")
     ratio = positive(_TGV["ratio"], "weight of the second order over that (mm)")
-    rho = positive(_TGV["rho"], "penalty of both splits over their weights (mm/ppm): speed only")
+    rho = positive(_TGV["rho"], _TGV_RHO)
     mu = positive(_TGV["mu"], _MU)
     tolerance = stops_below(_TGV["tolerance"])
     max_iterations = at_most(_TGV["max_iterations"])
@@ -342,13 +345,12 @@ class TGV(_Inversion):
     function = staticmethod(tgv)
 
 
-class _NonlinearTGVInputSpec(_InversionInputSpec):
-    lambda_ = _follows_noise(_NLTGV["lambda_"], "weight of the first order (ppm mm)")
-    ratio = positive(_NLTGV["ratio"], "weight of the second order over that (mm)")
-    rho = positive(_NLTGV["rho"], "penalty of both splits over their weights (mm/ppm): speed only")
+_NLTGV = _defaults("nltgv")
+
+
+class _NonlinearTGVInputSpec(_TGVInputSpec):
+    rho = positive(_NLTGV["rho"], _TGV_RHO)
     mu = positive(_NLTGV["mu"], _MU)
-    tolerance = stops_below(_NLTGV["tolerance"])
-    max_iterations = at_most(_NLTGV["max_iterations"])
 
 
 class NonlinearTGV(_Inversion):
@@ -359,8 +361,11 @@ class NonlinearTGV(_Inversion):
     function = staticmethod(nltgv)
 
 
+_WHQSM = _defaults("whqsm")
+
+
 class _WeakHarmonicInputSpec(_InversionInputSpec):
-    lambda_ = _follows_noise(_WHQSM["lambda_"])
+    lambda_ = _weight(_WHQSM["lambda_"], _VARIATION, "auto")
     beta = positive(_WHQSM["beta"], "weight of the remnant's squared Laplacian (mm4)")
     rho = positive(_WHQSM["rho"], _RHO)
     mu = positive(_WHQSM["mu"], _MU)
@@ -375,6 +380,9 @@ class WeakHarmonicQSM(_Inversion):
     input_spec = _WeakHarmonicInputSpec
     method = "whqsm"
     function = staticmethod(whqsm)
+
+
+_L1QSM = _defaults("l1qsm")
 
 
 class _L1QSMInputSpec(_InversionInputSpec):
@@ -393,8 +401,11 @@ class L1QSM(_Inversion):
     function = staticmethod(l1qsm)
 
 
+_HDQSM = _defaults("hdqsm")
+
+
 class _HDQSMInputSpec(_InversionInputSpec):
-    lambda_ = _follows_noise(_HDQSM["lambda_"])
+    lambda_ = _weight(_HDQSM["lambda_"], _VARIATION, "auto")
     l1_lambda = positive(
         _HDQSM["l1_lambda"], "weight of the total variation in the first stage (mm)"
     )
@@ -413,17 +424,11 @@ class HDQSM(_Inversion):
     function = staticmethod(hdqsm)
 
 
-_MEDI, _NDI, _TFI, _TGVQSM = (_defaults(method) for method in ("medi", "ndi", "tfi", "tgvqsm"))
+_MEDI = _defaults("medi")
 
 
 class _MEDIInputSpec(_InversionInputSpec):
-    lambda_ = traits.Union(
-        traits.Float,
-        traits.Enum("auto"),
-        default_value=_MEDI["lambda_"],
-        usedefault=True,
-        desc='weight of the data (1/(rad mm)), or "auto" to follow the noise',
-    )
+    lambda_ = _weight(_MEDI["lambda_"], "weight of the data (1/(rad mm))", "auto")
     edges = _edges(_MEDI["edges"])
     radius = not_negative(
         _MEDI["radius"], "of the ball whose mean is taken off field and kernel (mm); 0: none"
@@ -445,6 +450,9 @@ class MEDI(_Inversion):
     input_spec = _MEDIInputSpec
     method = "medi"
     function = staticmethod(medi)
+
+
+_NDI = _defaults("ndi")
 
 
 class _NDIInputSpec(_InversionInputSpec):
@@ -470,11 +478,9 @@ class _SSTVInputSpec(_InversionInputSpec):
     radii = traits.List(
         traits.Float, value=list(_SSTV["radii"]), usedefault=True, desc="ball radii (mm)"
     )
-    lambda_ = _follows_noise(_SSTV["lambda_"])
+    lambda_ = _weight(_SSTV["lambda_"], _VARIATION, "auto")
     edges = _edges(_SSTV["edges"])
-    rho = positive(
-        _SSTV["rho"], "penalty of the gradient's split over lambda (mm/ppm): speed only"
-    )
+    rho = positive(_SSTV["rho"], _RHO)
     mu = positive(_SSTV["mu"], "penalty of the fields' splits: speed only")
     tolerance = stops_below(_SSTV["tolerance"])
     max_iterations = at_most(_SSTV["max_iterations"])
@@ -488,9 +494,12 @@ class SSTV(_Inversion):
     function = staticmethod(sstv)
 
 
+_TFI = _defaults("tfi")
+
+
 class _TFIInputSpec(_InversionInputSpec):
     field = File(exists=True, mandatory=True, desc="total field (ppm)")
-    lambda_ = _follows_noise(_TFI["lambda_"])
+    lambda_ = _weight(_TFI["lambda_"], _VARIATION, "auto")
     edges = _edges(_TFI["edges"])
     margin = not_negative(_TFI["margin"], "space around the mask's box that has sources (mm)")
     preconditioner = positive(
@@ -514,12 +523,7 @@ class _PhaseInversionInputSpec(StageInputSpec):
     magnitude = File(exists=True, desc="magnitude, on the grid of `phase`, echoes last")
     echo_times = traits.List(traits.Float, mandatory=True, desc="echo times (s)")
     field_strength = traits.Float(mandatory=True, desc="B0 (T)")
-    b0_direction = traits.List(
-        traits.Float,
-        minlen=3,
-        maxlen=3,
-        desc="unit vector along B0 in voxel axes; from the affine of `phase` when not given",
-    )
+    b0_direction = direction("phase")
 
 
 class _PhaseInversion(_Inversion):
@@ -527,6 +531,9 @@ class _PhaseInversion(_Inversion):
 
     input_spec = _PhaseInversionInputSpec
     data = "phase"
+
+
+_TGVQSM = _defaults("tgvqsm")
 
 
 class _TGVQSMInputSpec(_PhaseInversionInputSpec):

@@ -11,6 +11,7 @@ from qsmpipe.interfaces.base import (
     Stage,
     StageInputSpec,
     StageOutputSpec,
+    direction,
     not_negative,
     positive,
 )
@@ -37,12 +38,7 @@ class _SWIInputSpec(StageInputSpec):
     magnitude = File(exists=True, mandatory=True, desc="magnitude, echoes last, on its grid")
     mask = File(exists=True, mandatory=True, desc="what to image, on the grid of `phase`")
     echo_times = traits.List(traits.Float, desc="echo times (s); for the methods that take them")
-    b0_direction = traits.List(
-        traits.Float,
-        minlen=3,
-        maxlen=3,
-        desc="unit vector along B0 in voxel axes; from the affine of `phase` when not given",
-    )
+    b0_direction = direction("phase")
     darkens = traits.Enum(
         *get_args(Kind), usedefault=True, desc="darken where the field is raised, or lowered"
     )

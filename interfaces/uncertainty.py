@@ -10,8 +10,8 @@ import torch
 from nipype.interfaces.base import File, InputMultiObject, isdefined, traits
 
 from qsmpipe import images
-from qsmpipe.interfaces.base import Stage, StageInputSpec, StageOutputSpec
-from qsmpipe.methods import SUPPLIED, function_of, method, parameters_of
+from qsmpipe.interfaces.base import Stage, StageInputSpec, StageOutputSpec, direction
+from qsmpipe.methods import function_of, method, parameters_of
 from qsmpipe.numerics.uncertainty import DEFAULT_REALISATIONS, Chain, Deviation, deviation
 
 
@@ -44,12 +44,7 @@ class _UncertaintyInputSpec(StageInputSpec):
     r2star = File(exists=True, desc="R2* (1/s), 3D")
     echo_times = traits.List(traits.Float, desc="echo times (s)")
     field_strength = traits.Float(desc="B0 (T)")
-    b0_direction = traits.List(
-        traits.Float,
-        minlen=3,
-        maxlen=3,
-        desc="unit vector along B0 in voxel axes; from the affine of `field` when not given",
-    )
+    b0_direction = direction("field")
 
 
 class _UncertaintyOutputSpec(StageOutputSpec):
@@ -110,7 +105,7 @@ class Uncertainty(Stage):
 
         steps = [("background", step) for step in before] + [("inversion", inputs.inversion)]
         functions = [function_of(stage, step["method"]) for stage, step in steps]
-        supplied = self._supplied_to(functions, device)
+        supplied = self._supplied(Chain, *functions, like=like, device=device)
         *backgrounds, invert = (
             _bound(function, stage, step, supplied)
             for function, (stage, step) in zip(functions, steps, strict=True)
@@ -129,21 +124,6 @@ class Uncertainty(Stage):
             holds_background=start == "total field",
         )
         return chain, "max_iterations" not in parameters_of("inversion", name)
-
-    def _supplied_to(
-        self, functions: list[Callable[..., Any]], device: torch.device
-    ) -> dict[str, Any]:
-        """Load what the data give to any of the functions, and the direction of B0."""
-        like = self.inputs.field
-        taken = {name for function in functions for name in inspect.signature(function).parameters}
-        supplied: dict[str, Any] = {"b0_direction": images.b0_direction(images.affine_of(like))}
-        for name in sorted(SUPPLIED & (taken | {"b0_direction"})):
-            value = getattr(self.inputs, name, None)
-            if value is None or not isdefined(value):
-                continue
-            is_file = isinstance(self.inputs.trait(name).trait_type, File)
-            supplied[name] = images.load(value, like=like, device=device) if is_file else value
-        return supplied
 
 
 def _bound(

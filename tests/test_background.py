@@ -14,10 +14,12 @@ from torch import Tensor
 
 from qsmpipe.methods import METHODS, function_of, method, parameters_of
 from qsmpipe.numerics.background import LocalField, pdf, resharp, vsharp
-from qsmpipe.numerics.background.pdf import projection, smooth_part, weights
+from qsmpipe.numerics.background.pdf import projection
 from qsmpipe.numerics.background.sharp import VSHARP_RADII, Deviation
 from qsmpipe.numerics.fourier import Zooms, padded_shape
+from qsmpipe.numerics.harmonics import FarField
 from qsmpipe.numerics.kernels import AXIAL, ball_mean, ball_voxels
+from qsmpipe.numerics.noise import LARGEST_WEIGHT, data_weight
 from qsmpipe.workflows.background import init_background_wf
 
 TILTED = (0.0, math.sin(math.pi / 6), math.cos(math.pi / 6))
@@ -508,7 +510,7 @@ def test_pdf_is_the_dense_least_squares_solution(noisy: bool) -> None:
     noise = 0.5 + torch.rand(BOX.shape, generator=generator).double() if noisy else None
     if noise is not None:
         noise[1, 1, 1], noise[8, 2, 3] = 0.0, torch.inf  # unknown: no say in the fit
-    weight = weights(noise, mask).double()[mask].numpy()
+    weight = data_weight(mask, noise, field, largest=LARGEST_WEIGHT)[mask].numpy()
     inside = field[mask].numpy()
     rest = inside.copy()
     for matrix in (harmonics(*xyz)[voxels(mask)].numpy(), dense_dipoles(mask, BOX)):
@@ -529,7 +531,8 @@ def test_a_direction_off_by_30_degrees_leaves_background() -> None:
     chi -= np.linalg.lstsq(smooth, smooth @ chi)[0]  # nothing for the solid harmonics to fit
     field = torch.zeros(BOX.shape, dtype=torch.float64)
     field[mask] = torch.from_numpy(dipoles @ chi)
-    assert rms(smooth_part(field, mask.double(), BOX.zooms)) < 1e-6 * rms(field)
+    far = FarField.on_grid(mask.double(), BOX.zooms, order=2)
+    assert rms(far.remove(field) - field) < 1e-6 * rms(field)
     left = [
         rms(pdf(field, mask, BOX.zooms, b0_direction=b0, margin=0, tolerance=1e-6,
                 max_iterations=1000).field) / rms(field * mask)
@@ -575,7 +578,7 @@ def test_pdf_refuses_what_it_cannot_weigh(head: Head) -> None:
     zooms = CASES["axial"].zooms
     with pytest.raises(ValueError, match=r"noise .* different grids"):
         pdf(head.local, head.mask, zooms, noise=head.local[1:])
-    with pytest.raises(ValueError, match="nowhere positive and finite"):
+    with pytest.raises(ValueError, match="positive and finite in no voxel"):
         pdf(head.local, head.mask, zooms, noise=torch.zeros_like(head.local))
     with pytest.raises(ValueError, match="not 1"):
         pdf(head.local, head.mask, zooms, b0_direction=(0, 0, 2))
@@ -584,7 +587,7 @@ def test_pdf_refuses_what_it_cannot_weigh(head: Head) -> None:
 def test_one_voxel_of_tiny_noise_does_not_outweigh_the_others(head: Head) -> None:
     noise = torch.ones_like(head.local)
     noise[24, 22, 20] = 1e-30
-    weight = weights(noise, head.mask)
+    weight = data_weight(head.mask, noise, head.local, largest=LARGEST_WEIGHT)
     assert weight.max() == 5
     assert weight[head.mask].median() == 1
     assert not weight[~head.mask].any()

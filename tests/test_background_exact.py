@@ -12,12 +12,11 @@ from torch import Tensor
 
 from qsmpipe.methods import METHODS, function_of, parameters_of
 from qsmpipe.numerics.background import harperella, ismv, lbv, pdf, sharp, vsharp
-from qsmpipe.numerics.background.common import minimal_residual
 from qsmpipe.numerics.background.laplace import _outflow_torch, outflow, surrounded
 from qsmpipe.numerics.background.sharp import Deviation
 from qsmpipe.numerics.fourier import Zooms, padded_shape
 from qsmpipe.numerics.masks.morphology import erode
-from qsmpipe.numerics.solvers import conjugate_gradient
+from qsmpipe.numerics.solvers import conjugate_gradient, minimal_residual
 
 NAMES = list(METHODS["background"])
 CUBES = (1.0, 1.0, 1.0)

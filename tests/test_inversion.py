@@ -24,8 +24,8 @@ from qsmpipe.interfaces.inversion import TKD, TV
 from qsmpipe.methods import METHODS, function_of, parameters_of
 from qsmpipe.numerics.fourier import Zooms
 from qsmpipe.numerics.inversion import Susceptibility, l2, rts, tkd, tv
-from qsmpipe.numerics.inversion.common import data_weight
 from qsmpipe.numerics.kernels import AXIAL, dipole, laplacian
+from qsmpipe.numerics.noise import data_weight
 from qsmpipe.numerics.operators import Dipole, gradient
 from qsmpipe.workflows.inversion import init_inversion_wf
 

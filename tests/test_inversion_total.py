@@ -20,8 +20,8 @@ from qsmpipe.numerics import fused_tgv
 from qsmpipe.numerics.background.pdf import pdf
 from qsmpipe.numerics.fourier import Zooms
 from qsmpipe.numerics.fused_tgv import KNOWN, PAIRS, SOLVED, State, Steps, dual_step, primal_step
+from qsmpipe.numerics.harmonics import FarField, solid_harmonics
 from qsmpipe.numerics.inversion import Susceptibility, tfi, tgvqsm, tv
-from qsmpipe.numerics.inversion.harmonics import FarField, solid_harmonics
 from qsmpipe.numerics.inversion.tgv_phase import laplacian_stencil, phase_laplacian, wave_stencil
 from qsmpipe.numerics.kernels import AXIAL, dipole
 from qsmpipe.numerics.operators import Dipole, gradient

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import scipy.fft
 import torch
@@ -29,19 +29,42 @@ def padded_shape(shape: Sequence[int], zooms: Zooms, margin: float) -> Shape:
 
 
 def rfft(image: Tensor, shape: Shape) -> Tensor:
-    """Half spectrum of ``image`` (..., X, Y, Z), zero-padded to ``shape``."""
-    return torch.fft.rfftn(image, s=shape, dim=SPACE)
+    """Half spectrum of ``image`` (..., X, Y, Z), zero-padded to ``shape``.
+
+    By scipy on the CPU: on padded grids twice as fast as torch, as lines of zeros are left out.
+    By torch on CUDA, and where derivatives are wanted.
+    """
+    if image.is_cuda or image.requires_grad:
+        return torch.fft.rfftn(image, s=shape, dim=SPACE)
+    x, y, z = SPACE
+    options: dict[str, Any] = {"workers": torch.get_num_threads(), "overwrite_x": True}
+    spectrum = scipy.fft.rfft(image.numpy(), shape[z], z, workers=options["workers"])
+    spectrum = scipy.fft.fft(spectrum, shape[y], y, **options)
+    return torch.from_numpy(scipy.fft.fft(spectrum, shape[x], x, **options))
 
 
-def irfft(spectrum: Tensor, shape: Shape, crop: Sequence[int]) -> Tensor:
-    """Invert :func:`rfft` and keep the corner of size ``crop``."""
-    x, y, z = crop
-    return torch.fft.irfftn(spectrum, s=shape, dim=SPACE)[..., :x, :y, :z]
+def irfft(
+    spectrum: Tensor, shape: Shape, crop: Sequence[int], *, overwrite: bool = False
+) -> Tensor:
+    """Invert :func:`rfft` and keep the corner of size ``crop``.
+
+    With ``overwrite`` the spectrum may be used as memory on the way.
+    """
+    i, j, k = crop
+    if spectrum.is_cuda or spectrum.requires_grad:
+        return torch.fft.irfftn(spectrum, s=shape, dim=SPACE)[..., :i, :j, :k]
+    x, y, z = SPACE
+    options: dict[str, Any] = {"workers": torch.get_num_threads(), "overwrite_x": True}
+    half = scipy.fft.ifft(spectrum.numpy(), axis=x, **(options | {"overwrite_x": overwrite}))
+    half = scipy.fft.ifft(half[..., :i, :, :], axis=y, **options)
+    image = scipy.fft.irfft(half[..., :j, :], shape[z], z, **options)
+    return torch.from_numpy(image)[..., :k]
 
 
 def convolve(image: Tensor, transfer: Tensor, shape: Shape) -> Tensor:
     """Filter ``image`` (..., X, Y, Z) by ``transfer``, a half spectrum of grid ``shape``."""
-    return irfft(rfft(image, shape) * transfer, shape, image.shape[-3:])
+    spectrum = rfft(image, shape) * transfer
+    return irfft(spectrum, shape, image.shape[-3:], overwrite=True)
 
 
 def copies(shape: Shape, *, like: Tensor) -> Tensor:

@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from qsmpipe.numerics.fused_vectors import descend, dot
+
 
 class Convergence(NamedTuple):
     """How an iterative method ended."""
@@ -21,24 +23,12 @@ class Convergence(NamedTuple):
     """The value of ``change`` that stops."""
 
 
-PIECE = 1 << 14
-"""Elements whose products are added up at a time."""
-
-
-def dot(x: Tensor, y: Tensor) -> float:
-    """Inner product as a Python float, in double precision: whatever the number of threads."""
-    x, y = x.reshape(-1), y.reshape(-1)
-    size = x.numel() if x.is_cuda else PIECE  # in pieces, no copy of the whole is made
-    pieces = zip(x.split(size), y.split(size), strict=True)
-    return torch.stack([torch.dot(a.double(), b.double()) for a, b in pieces]).sum().item()
-
-
 def conjugate_gradient(
     apply: Callable[[Tensor], Tensor],
     right: Tensor,
     *,
     start: Tensor | None = None,
-    precondition: Callable[[Tensor], Tensor] = lambda residual: residual,
+    precondition: Callable[[Tensor], Tensor] | None = None,
     tolerance: float,
     max_iterations: int,
 ) -> tuple[Tensor, Convergence]:
@@ -52,8 +42,8 @@ def conjugate_gradient(
         The right-hand side.
     start : Tensor, optional
         First guess; 0 by default.
-    precondition : callable
-        Symmetric positive definite, near the inverse of ``apply``.
+    precondition : callable, optional
+        Symmetric positive definite, near the inverse of ``apply``; a new tensor.
     tolerance : float
         Stop when the residual's norm is this fraction of ``right``'s.
     max_iterations : int
@@ -67,28 +57,85 @@ def conjugate_gradient(
     """
     x = torch.zeros_like(right) if start is None else start.clone()
     residual = right - apply(x) if start is not None else right.clone()
-    norm = dot(right, right) ** 0.5
+    norm, squared = dot(right, right) ** 0.5, dot(residual, residual)
     del right  # volumes are large: hold none longer than needed
-    relative = dot(residual, residual) ** 0.5 / norm if norm > 0 else 0.0
-    iterations = 0
-    if relative > tolerance:
-        z = precondition(residual)
-        direction, rho = z.clone(), dot(residual, z)
+    relative = squared**0.5 / norm if norm > 0 else 0.0
+    iterations, rho, direction = 0, 1.0, torch.zeros_like(residual)
     while relative > tolerance and iterations < max_iterations:
+        z = residual if precondition is None else precondition(residual)
+        rho, previous = squared if precondition is None else dot(residual, z), rho
+        torch.add(z, direction, alpha=rho / previous, out=direction)
+        del z
         image = apply(direction)
         curvature = dot(direction, image)
         if curvature <= 0:
             break
-        step = rho / curvature
-        x.add_(direction, alpha=step)
-        residual.sub_(image, alpha=step)
+        x.add_(direction, alpha=rho / curvature)
+        squared = descend(residual, image, rho / curvature)
         del image
         iterations += 1
-        relative = dot(residual, residual) ** 0.5 / norm
-        z = precondition(residual)
-        rho, previous = dot(residual, z), rho
-        direction.mul_(rho / previous).add_(z)
+        relative = squared**0.5 / norm
     return x, Convergence(relative <= tolerance, iterations, relative, tolerance)
+
+
+def minimal_residual(
+    apply: Callable[[Tensor], Tensor],
+    right: Tensor,
+    *,
+    tolerance: float,
+    max_iterations: int,
+) -> tuple[Tensor, Convergence]:
+    r"""Minimise ``|right - apply(x)|`` for a symmetric positive semi-definite ``apply``.
+
+    Conjugate residuals. With ``apply`` :math:`= A A^T` they make, step by step, what conjugate
+    gradients make of the normal equations of :math:`A`: both minimise
+    :math:`\| b - A A^T x \|` over the same spaces. But here vectors have the size of the data,
+    not of the unknowns.
+
+    Parameters
+    ----------
+    apply : callable
+        The system; a new tensor.
+    right : real Tensor
+        The right-hand side, which need not be in the range of ``apply``.
+    tolerance : float
+        Stop when :math:`|A^T r| \leq` ``tolerance`` :math:`|A| |r|` with the residual r: what is
+        left is then out of reach of :math:`A`, but for that fraction. For r no less than
+        ``tolerance`` times ``right`` is taken, so that it ends where all is in reach;
+        for :math:`|A|` the largest :math:`|A^T r| / |r|` seen.
+    max_iterations : int
+        Stop here at the latest.
+
+    Returns
+    -------
+    x : Tensor
+    convergence : Convergence
+        ``change`` is :math:`|A^T r| / (|A| |r|)`, with r as above.
+    """
+    x = torch.zeros_like(right)
+    norm = dot(right, right) ** 0.5
+    if norm == 0:
+        return x, Convergence(True, 0, 0.0, tolerance)
+    residual, direction = right.clone(), right.clone()
+    del right  # volumes are large: hold none longer than needed
+    along = apply(direction)
+    gradient, squared, largest, iterations = dot(residual, along), norm**2, 0.0, 0
+    while True:
+        size = squared**0.5
+        steep = max(gradient, 0.0) ** 0.5
+        largest = max(largest, steep / size) if size > 0 else largest
+        change = steep / (largest * max(size, tolerance * norm)) if steep > 0 else 0.0
+        if change <= tolerance or iterations >= max_iterations:
+            return x, Convergence(change <= tolerance, iterations, change, tolerance)
+        step = gradient / dot(along, along)
+        x.add_(direction, alpha=step)
+        squared = descend(residual, along, step)
+        iterations += 1
+        image = apply(residual)
+        gradient, previous = dot(residual, image), gradient
+        torch.add(residual, direction, alpha=gradient / previous, out=direction)
+        torch.add(image, along, alpha=gradient / previous, out=along)
+        del image
 
 
 def lsmr(

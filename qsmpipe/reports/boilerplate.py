@@ -6,14 +6,14 @@ Citations are pandoc's: ``[@key]``, with keys of ``data/references.bib``.
 import json
 import re
 import string
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from qsmpipe.methods import METHODS
+from qsmpipe.methods import METHODS, needs_background
 from qsmpipe.reports.records import CHI_MEAN, REFERENCE, Record, read_records, read_run
 
 CONSENSUS = "qsmconsensus2024"
@@ -365,11 +365,22 @@ def _alike(records: Sequence[Record]) -> dict[tuple[str, ...], list[str]]:
     for record in records:
         if record.get("steps"):
             # of two passes, the second does what the first did
-            steps = tuple(dict.fromkeys(text for text in map(sentence, record["steps"]) if text))
+            steps = tuple(filter(None, dict.fromkeys(_sentences(record["steps"]))))
             acquisition = _acquisition(record)
             key = ((acquisition,) if acquisition else ()) + steps
             groups.setdefault(key, []).append(str(record.get("name", "")))
     return groups
+
+
+def _sentences(steps: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Sentence of each step; a removed background that led to no map is said to be for itself."""
+    inversions = [step["method"] for step in steps if step["stage"] == "inversion"]
+    beside = bool(inversions) and not needs_background(inversions)
+    for step in steps:
+        text = sentence(step)
+        if beside and step["stage"] == "background":
+            text = f"For the local field alone, {text[0].lower()}{text[1:]}"
+        yield text
 
 
 def _acquisition(record: Record) -> str:

@@ -196,7 +196,8 @@ def harperella(
             max_iterations=max_iterations,
         )
         spectrum += rfft(rest, shape)
-        return irfft(spectrum.mul_(inverse), shape, inner.shape) * inner, convergence
+        local = irfft(spectrum.mul_(inverse), shape, inner.shape, overwrite=True)
+        return local * inner, convergence
 
     local, convergence = one_by_one(solve, known)
     return LocalField(in_place(local, box, mask), in_place(inner, box, mask), convergence)

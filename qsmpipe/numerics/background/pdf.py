@@ -1,17 +1,18 @@
 """Background removal by projection onto the fields of dipoles outside the mask."""
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from qsmpipe.numerics.background.common import LocalField, minimal_residual, one_by_one
+from qsmpipe.numerics.background.common import LocalField, one_by_one
 from qsmpipe.numerics.fourier import Shape, Zooms, irfft, padded_shape, rfft
 from qsmpipe.numerics.grids import crop, in_place
+from qsmpipe.numerics.harmonics import FarField
 from qsmpipe.numerics.kernels import AXIAL, dipole
-from qsmpipe.numerics.solvers import Convergence
+from qsmpipe.numerics.noise import LARGEST_WEIGHT, data_weight
+from qsmpipe.numerics.solvers import Convergence, minimal_residual
 
 PDF_MARGIN = 20.0
 """Zeros between the mask's bounding box and its periodic image (mm)."""
@@ -19,15 +20,8 @@ PDF_MARGIN = 20.0
 PDF_TOLERANCE = 0.05
 PDF_MAX_ITERATIONS = 100
 
-LARGEST_WEIGHT = 5.0
-"""In medians of all weights: one voxel of tiny noise must not outweigh the others."""
-
-_HARMONICS: tuple[dict[tuple[int, ...], int], ...] = (
-    {(0, 0, 0): 1}, {(1, 0, 0): 1}, {(0, 1, 0): 1}, {(0, 0, 1): 1},
-    {(1, 1, 0): 1}, {(0, 1, 1): 1}, {(1, 0, 1): 1},
-    {(2, 0, 0): 1, (0, 2, 0): -1}, {(0, 0, 2): 2, (2, 0, 0): -1, (0, 2, 0): -1},
-)  # fmt: skip
-"""Solid harmonics up to the second order, as powers of x, y and z to their coefficients."""
+FAR_ORDER = 2
+"""Highest order of the solid harmonics that are fitted first."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +40,7 @@ class Projection:
     def field(self, unknowns: Tensor) -> Tensor:
         """Field on the grid of ``weight``."""
         spectrum = rfft(unknowns * self.sources, self.shape).mul_(self.transfer)
-        return irfft(spectrum, self.shape, self.weight.shape)
+        return irfft(spectrum, self.shape, self.weight.shape, overwrite=True)
 
     def __call__(self, unknowns: Tensor) -> Tensor:
         """Weighted field of the unknowns."""
@@ -55,12 +49,12 @@ class Projection:
     def adjoint(self, weighted: Tensor) -> Tensor:
         """Unknowns from a weighted field."""
         spectrum = rfft(weighted * self.weight, self.shape).mul_(self.transfer)
-        return irfft(spectrum, self.shape, self.shape).mul_(self.sources)
+        return irfft(spectrum, self.shape, self.shape, overwrite=True).mul_(self.sources)
 
     def gram(self, weighted: Tensor) -> Tensor:
         """Weighted field of what :meth:`adjoint` makes of a weighted field."""
         spectrum = rfft(weighted * self.weight, self.shape).mul_(self.transfer)
-        unknowns = irfft(spectrum, self.shape, self.shape)
+        unknowns = irfft(spectrum, self.shape, self.shape, overwrite=True)
         del spectrum  # the largest of all: two at once would decide on the peak of memory
         return self(unknowns.mul_(self.sources))
 
@@ -134,11 +128,12 @@ def pdf(
     .. [1] Liu et al. NMR Biomed 24 (2011) 1129, doi:10.1002/nbm.1670
     """
     known, inside, box = crop(field, mask)
-    weight = weights(noise, mask)[box].to(known).contiguous()
+    weight = data_weight(mask, noise, known, largest=LARGEST_WEIGHT)[box].contiguous()
+    far = FarField.on_grid(weight.square(), zooms, order=FAR_ORDER)
     project = projection(inside, weight, zooms, b0_direction, margin=margin)
 
     def solve(total: Tensor) -> tuple[Tensor, Convergence]:
-        rest = (total - smooth_part(total, weight, zooms)).mul_(inside)
+        rest = far.remove(total).mul_(inside)
         if rest.abs().max() <= 64 * torch.finfo(total.dtype).eps * total.abs().max():
             return rest.zero_(), Convergence(True, 0, 0.0, tolerance)
         dual, convergence = minimal_residual(
@@ -148,33 +143,6 @@ def pdf(
 
     local, convergence = one_by_one(solve, known)
     return LocalField(in_place(local, box, mask), mask.clone(), convergence)
-
-
-def weights(noise: Tensor | None, mask: Tensor) -> Tensor:
-    """Weight of every voxel, ``1 / noise`` over its median; 0 outside ``mask``.
-
-    Raises
-    ------
-    ValueError
-        If ``noise`` is on another grid, or nowhere positive and finite.
-    """
-    if noise is None:
-        return mask
-    if noise.shape != mask.shape:
-        msg = (
-            f"noise {tuple(noise.shape)} and mask {tuple(mask.shape)} are on different grids: "
-            "give the noise map of the same field"
-        )
-        raise ValueError(msg)
-    known = mask & noise.isfinite() & (noise > 0)
-    if not known.any():
-        msg = (
-            f"noise is nowhere positive and finite in the mask's {int(mask.sum())} voxels: "
-            "leave it out to weight all of them alike"
-        )
-        raise ValueError(msg)
-    relative = noise[known].median() / torch.where(known, noise, torch.inf)
-    return relative.clamp_(max=LARGEST_WEIGHT)
 
 
 def projection(
@@ -199,32 +167,3 @@ def projection(
     x, y, z = inside.shape
     sources[:x, :y, :z].masked_fill_(inside, 0)
     return Projection(shape, transfer, sources, weight)
-
-
-def smooth_part(field: Tensor, weight: Tensor, zooms: Zooms) -> Tensor:
-    """Weighted fit of solid harmonics up to the second order to (X, Y, Z)."""
-    length = max(n * zoom for n, zoom in zip(field.shape, zooms, strict=True)) / 2
-    axes = [
-        (torch.arange(n, dtype=field.dtype, device=field.device) - (n - 1) / 2) * (zoom / length)
-        for n, zoom in zip(field.shape, zooms, strict=True)
-    ]
-
-    def moments(image: Tensor, degree: int) -> Tensor:
-        x, y, z = (axis[:, None] ** torch.arange(degree + 1).to(axis) for axis in axes)
-        return torch.einsum("xyc,xa,yb->abc", image @ z, x, y).double().cpu()
-
-    powers = [*itertools.product(range(3), repeat=3)]
-    basis = torch.tensor(
-        [[terms.get(power, 0) for power in powers] for terms in _HARMONICS], dtype=torch.float64
-    )
-    squared = weight**2
-    fourth = moments(squared, 4)
-    gram = torch.tensor(
-        [[fourth[tuple(map(sum, zip(p, q, strict=True)))] for q in powers] for p in powers],
-        dtype=torch.float64,
-    )
-    right = basis @ moments(squared * field, 2).flatten()
-    solution = torch.linalg.pinv(basis @ gram @ basis.T, hermitian=True, rtol=1e-9) @ right
-    coefficients = (solution @ basis).reshape(3, 3, 3).to(field)
-    x, y, z = (axis[:, None] ** torch.arange(3).to(axis) for axis in axes)
-    return torch.einsum("abc,xa,yb->xyc", coefficients, x, y) @ z.T

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from qsmpipe.numerics.background.common import LocalField, one_by_one
+from qsmpipe.numerics.balls import Balls
 from qsmpipe.numerics.fourier import Shape, Zooms, irfft, padded_shape, rfft
 from qsmpipe.numerics.grids import crop, in_place
-from qsmpipe.numerics.kernels import ball_mean, ball_voxels
+from qsmpipe.numerics.kernels import ball_mean
 from qsmpipe.numerics.solvers import Convergence, conjugate_gradient
 
 SHARP_RADIUS = 6.0
@@ -319,33 +320,6 @@ def _usable(radii: Sequence[float], inside: Tensor, zooms: Zooms) -> list[float]
 
 
 @dataclass(frozen=True)
-class Balls:
-    """Where balls lie inside a mask, on a grid padded so that none wraps around."""
-
-    shape: Shape
-    extent: Tensor
-    """Half spectrum of the mask."""
-    crop: tuple[int, ...]
-    zooms: Zooms
-
-    @classmethod
-    def on_grid(cls, inside: Tensor, zooms: Zooms, largest: float, *, like: Tensor) -> "Balls":
-        """Prepare for balls of up to ``largest`` mm."""
-        shape = padded_shape(inside.shape, zooms, margin=largest)
-        return cls(shape, rfft(inside.to(like), shape), tuple(inside.shape), zooms)
-
-    def fit(self, radius: float) -> Tensor:
-        """Voxels whose ball of ``radius`` mm lies inside.
-
-        Transforms are good to a few rounding errors and one voxel of the ball weighs one over
-        their number: in single precision, a ball of 300 000 may miss one, which changes no mean.
-        """
-        mean = ball_mean(self.shape, self.zooms, radius, like=self.extent.real)
-        slack = max(0.5 / ball_voxels(self.zooms, radius), 16 * torch.finfo(mean.dtype).eps)
-        return irfft(self.extent * mean, self.shape, self.crop) > 1 - slack
-
-
-@dataclass(frozen=True)
 class Deviation:
     """Deviation of a field in a mask from its mean over a ball, where the ball fits.
 
@@ -382,11 +356,11 @@ class Deviation:
     def gram(self, dual: Tensor) -> Tensor:
         """Apply A A' in one pair of transforms."""
         spectrum = rfft(dual * self.trusted, self.shape).mul_(self.high_pass).mul_(self.high_pass)
-        return irfft(spectrum, self.shape, dual.shape[-3:]) * self.trusted
+        return irfft(spectrum, self.shape, dual.shape[-3:], overwrite=True) * self.trusted
 
 
 def _filter(image: Tensor, transfer: Tensor, shape: Shape) -> Tensor:
-    return irfft(rfft(image, shape).mul_(transfer), shape, image.shape[-3:])
+    return irfft(rfft(image, shape).mul_(transfer), shape, image.shape[-3:], overwrite=True)
 
 
 def too_small(radius: float, zooms: Zooms) -> str:

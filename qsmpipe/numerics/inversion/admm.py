@@ -2,22 +2,24 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from qsmpipe.numerics.fourier import SPACE, Zooms, convolve, irfft, rfft
+from qsmpipe.numerics.balls import Balls
+from qsmpipe.numerics.fourier import SPACE, Zooms, irfft, rfft
 from qsmpipe.numerics.fused import (
     ALLOWED,
     OBSERVED,
     STEEP,
     Sums,
+    data_split,
     dipole_step,
     gradient_split,
 )
-from qsmpipe.numerics.grids import bounding_box
 from qsmpipe.numerics.inversion.common import Window
-from qsmpipe.numerics.kernels import ball_mean, ball_voxels, dipole, laplacian
+from qsmpipe.numerics.kernels import dipole, laplacian
 from qsmpipe.numerics.solvers import Convergence
 
 SUPPORT = 0.1
@@ -56,27 +58,24 @@ class Grid:
         window = Window.around(field, mask, zooms, padding=padding, reach=reach)
         shape, (x, y, z) = window.shape, window.mask.shape
         kernel = dipole(shape, zooms, b0_direction, like=window.field)
-        ball = ball_mean(shape, zooms, reach, like=window.field)
-        near = convolve(window.mask.to(field), ball, shape) > 0.5 / ball_voxels(zooms, reach)
-        del ball
+        near = Balls.on_grid(window.mask, zooms, reach, like=window.field).touch(reach)
         zone = torch.zeros(shape, dtype=torch.uint8, device=field.device)
         zone[:x, :y, :z] = ALLOWED * near + OBSERVED * window.mask
         if smooth is not None:
-            i, j, k = window.reach
-            inner = zone[i : x - i, j : y - j, k : z - k]
-            for bit, part in zip(STEEP, smooth, strict=True):
-                inner += bit * ~part[bounding_box(mask)]
+            for bit, steep in zip(STEEP, window.place(~smooth), strict=True):
+                zone[:x, :y, :z] += bit * steep
         return cls(window, zooms, kernel, zone, smooth is not None)
-
-    def weight(self, weight: Tensor) -> Tensor:
-        """``weight`` of the image's grid in the box."""
-        box, (i, j, k) = bounding_box(self.window.image), self.window.reach
-        return torch.nn.functional.pad(weight[box], (k, k, j, j, i, i))
 
 
 Split = Callable[[Tensor, Tensor], None]
 """What a data term does with field and dual: :func:`qsmpipe.numerics.fused.data_split`, say, with
 all given but its first two arguments."""
+
+
+def squared_misfit(measured: Tensor, weight: Tensor, *, mu: float) -> Split:
+    r"""Make the data term :math:`\tfrac12 \|W (y - f)\|^2`, with f and W in the box."""
+    squared = weight.square()
+    return partial(data_split, measured=measured, trust=squared / (squared + mu))
 
 
 class TotalVariation:
@@ -159,17 +158,18 @@ class TotalVariation:
 
     def _solve(self) -> None:
         """Find the map of the next step; the one before it stands in ``right`` then."""
-        spectrum = torch.fft.rfftn(self.right, dim=SPACE)
+        shape = self.grid.window.shape
+        spectrum = rfft(self.right, shape)
         self.right = self.image
         dipole_step(
             spectrum,
-            rfft(self.residual, self.grid.window.shape),
+            rfft(self.residual, shape),
             self.predicted,
             self.grid.kernel,
             self.inverse,
             self.mu,
         )
-        self.image = torch.fft.irfftn(spectrum, s=self.grid.window.shape, dim=SPACE)
+        self.image = irfft(spectrum, shape, shape, overwrite=True)
 
     def field(self) -> Tensor:
         """Field of the map, in the window's box."""

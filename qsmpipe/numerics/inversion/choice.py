@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from scipy.interpolate import BSpline, make_smoothing_spline
 from torch import Tensor
 
-from qsmpipe.numerics.inversion.common import Curve, noise_level
+from qsmpipe.numerics.inversion.common import Curve
+from qsmpipe.numerics.noise import noise_level
 
 Rule: TypeAlias = Literal["l-curve", "discrepancy"]
 
@@ -178,7 +179,7 @@ def crossing(weights: NDArray, residuals: NDArray, wanted: float) -> float | Non
 def expected_residual(mask: Tensor, noise: Tensor | None) -> float | None:
     """Norm of noise alone, weighted as the data are: median noise times root of their number.
 
-    None without a noise map. The weight is :func:`qsmpipe.numerics.inversion.common.data_weight`.
+    None without a noise map. The weight is :func:`qsmpipe.numerics.noise.data_weight`.
     """
     if noise is None:
         return None

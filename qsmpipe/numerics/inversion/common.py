@@ -12,6 +12,7 @@ from torch import Tensor
 
 from qsmpipe.numerics.fourier import Shape, Zooms, convolve
 from qsmpipe.numerics.grids import bounding_box, crop, in_place
+from qsmpipe.numerics.noise import ASSUMED_NOISE, noise_level
 from qsmpipe.numerics.solvers import Convergence
 from qsmpipe.numerics.units import radians_per_ppm
 
@@ -77,36 +78,32 @@ def positive(**values: float) -> None:
             raise ValueError(msg)
 
 
-def noise_level(mask: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-    """Voxels of ``mask`` whose noise is known, and the median of it.
+def follow_noise(
+    lambda_: float | str, per_noise: float, mask: Tensor, noise: Tensor | None
+) -> tuple[float, dict[str, float]]:
+    """Weight of a penalty of the first order (ppm mm), and what was chosen of it.
+
+    "auto" is ``per_noise`` (mm) times the median of ``noise`` (ppm), or :data:`ASSUMED_NOISE`
+    without a noise map.
 
     Raises
     ------
     ValueError
-        If ``noise`` is on another grid, or nowhere positive and finite inside ``mask``.
+        If it is neither that nor a number above 0.
     """
-    if noise.shape != mask.shape:
-        msg = (
-            f"noise {tuple(noise.shape)} and mask {tuple(mask.shape)} are on different grids: "
-            "resample the noise map to the field's grid"
-        )
+    if lambda_ == "auto":
+        value = auto_lambda(per_noise, mask, noise)
+        return value, {"lambda_": value}
+    if isinstance(lambda_, str):
+        msg = f"lambda is {lambda_!r}: give a number above 0, or 'auto'"
         raise ValueError(msg)
-    usable = mask & noise.isfinite() & (noise > 0)
-    if not usable.any():
-        msg = (
-            f"noise {tuple(noise.shape)} is positive and finite in no voxel of the mask "
-            f"({int(mask.sum())} voxels): give a standard deviation, or leave it out"
-        )
-        raise ValueError(msg)
-    return usable, noise[usable].median()
+    positive(lambda_=lambda_)
+    return lambda_, {}
 
 
-def data_weight(mask: Tensor, noise: Tensor | None, like: Tensor) -> Tensor:
-    """Weight W of each voxel's field: median noise over noise inside ``mask``, 0 outside."""
-    if noise is None:
-        return mask.to(like)
-    usable, level = noise_level(mask, noise)
-    return torch.where(usable, level / noise, 0.0).to(like)
+def auto_lambda(per_noise: float, mask: Tensor, noise: Tensor | None) -> float:
+    """Weight (ppm mm) that is ``per_noise`` (mm) times the noise (ppm)."""
+    return per_noise * (ASSUMED_NOISE if noise is None else noise_level(mask, noise)[1].item())
 
 
 @dataclass(frozen=True)
@@ -161,6 +158,12 @@ class Window:
         )
         inside = torch.nn.functional.pad(inside, around)
         return cls(inner, inside, (x, y, z), mask, (i, j, k))
+
+    def place(self, image: Tensor, *, fill: float = 0.0) -> Tensor:
+        """``image`` (..., X, Y, Z) of the image's grid in the box; ``fill`` beyond the mask's."""
+        i, j, k = self.reach
+        part = image[(..., *bounding_box(self.image))]
+        return torch.nn.functional.pad(part, (k, k, j, j, i, i), value=fill)
 
     def back(self, chi: Tensor) -> Tensor:
         """``chi`` of the box, or of the padded grid, on the image's grid; 0 outside the mask."""

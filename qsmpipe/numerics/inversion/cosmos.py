@@ -156,7 +156,7 @@ def cosmos(
         spectrum = rfft(chi, shape)
         collected = torch.zeros_like(spectrum)
         for kernel, weight in zip(kernels, trust, strict=True):
-            field = irfft(spectrum * kernel, shape, inside.shape).mul_(weight)
+            field = irfft(spectrum * kernel, shape, inside.shape, overwrite=True).mul_(weight)
             collected += rfft(field, shape) * kernel
         return torch.where(inside, irfft(collected, shape, inside.shape), 0).add_(
             chi, alpha=lambda_

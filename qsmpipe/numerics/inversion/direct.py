@@ -8,8 +8,9 @@ from torch import Tensor
 
 from qsmpipe.numerics.fourier import Shape, Zooms, copies, irfft, rfft
 from qsmpipe.numerics.inversion.choice import Trial, choose, expected_residual, geometric
-from qsmpipe.numerics.inversion.common import Susceptibility, Window, data_weight, positive
+from qsmpipe.numerics.inversion.common import Susceptibility, Window, positive
 from qsmpipe.numerics.kernels import AXIAL, dipole, laplacian
+from qsmpipe.numerics.noise import data_weight
 
 PADDING = 1.0
 """Zeros beyond the mask's box, as a fraction of it. On a head-like phantom of 64 mm with noise,
@@ -211,7 +212,7 @@ def l2(
 
     if not isinstance(lambda_, str):
         return Susceptibility(window.back(irfft(solve(lambda_), shape, window.mask.shape)), None)
-    trust = Window.around(data_weight(mask, noise, field), mask, zooms, padding=PADDING).field
+    trust = window.place(data_weight(mask, noise, field))
 
     def tried(weight: float) -> Trial:
         spectrum = solve(weight)

@@ -8,8 +8,6 @@ from torch import Tensor
 
 from qsmpipe.numerics.fourier import SPACE, Shape, Zooms, irfft, rfft
 from qsmpipe.numerics.fused_diffusion import diffusion
-from qsmpipe.numerics.grids import check_mask
-from qsmpipe.numerics.inversion.common import data_weight
 from qsmpipe.numerics.kernels import laplacian
 from qsmpipe.numerics.solvers import Convergence, conjugate_gradient, dot
 
@@ -17,17 +15,8 @@ INNER_TOLERANCE = 0.1
 """Relative residual at which the conjugate gradients of a step stop. 0.01 took three times as
 long to the same map."""
 
-LARGEST_WEIGHT = 5.0
-"""In medians of all weights: one voxel of tiny noise must not outweigh the others."""
-
 SHARPER = 0.3
 """Factor from step to step by which the rounding of the L1 norm falls to its final value."""
-
-
-def field_weight(mask: Tensor, noise: Tensor | None, like: Tensor) -> Tensor:
-    """Weight of each voxel's field: :func:`.common.data_weight`, at most LARGEST_WEIGHT."""
-    check_mask(like, mask)
-    return data_weight(mask, noise, like).clamp_(max=LARGEST_WEIGHT)
 
 
 @dataclass
@@ -72,11 +61,13 @@ class Problem:
 
     def predict(self, image: Tensor) -> Tensor:
         """Field of ``image`` on the corner."""
-        return irfft(rfft(image, self.shape).mul_(self.kernel), self.shape, self.weight.shape)
+        spectrum = rfft(image, self.shape).mul_(self.kernel)
+        return irfft(spectrum, self.shape, self.weight.shape, overwrite=True)
 
     def spread(self, residual: Tensor) -> Tensor:
         """Adjoint of :meth:`predict`."""
-        return irfft(rfft(residual, self.shape).mul_(self.kernel), self.shape, self.shape)
+        spectrum = rfft(residual, self.shape).mul_(self.kernel)
+        return irfft(spectrum, self.shape, self.shape, overwrite=True)
 
     def diffusivity(self, image: Tensor, epsilon: float) -> Tensor:
         r""":math:`\lambda m / \sqrt{(\nabla x)^2 + \epsilon^2}`."""
@@ -190,9 +181,10 @@ def _preconditioner(
 
     def precondition(residual: Tensor) -> Tensor:
         if outside is None:
-            return irfft(rfft(residual, shape).mul_(inverse), shape, shape)
+            return irfft(rfft(residual, shape).mul_(inverse), shape, shape, overwrite=True)
         inside = outside == 0
         spectrum = rfft(residual * inside, shape).mul_(inverse)
-        return irfft(spectrum, shape, shape).mul_(inside).addcmul_(outside, residual)
+        tissue = irfft(spectrum, shape, shape, overwrite=True)
+        return tissue.mul_(inside).addcmul_(outside, residual)
 
     return precondition

@@ -7,20 +7,21 @@ from typing import Literal
 from torch import Tensor
 
 from qsmpipe.numerics.fourier import Zooms
-from qsmpipe.numerics.fused import data_split, limit_split
-from qsmpipe.numerics.inversion.admm import Grid, TotalVariation
-from qsmpipe.numerics.inversion.common import Susceptibility, data_weight, positive
+from qsmpipe.numerics.fused import limit_split
+from qsmpipe.numerics.inversion.admm import Grid, TotalVariation, squared_misfit
+from qsmpipe.numerics.inversion.common import Susceptibility, follow_noise, positive
 from qsmpipe.numerics.inversion.l1 import DEFAULT_LAMBDA as DEFAULT_L1_LAMBDA
 from qsmpipe.numerics.inversion.tv import (
     DEFAULT_MAX_ITERATIONS,
     DEFAULT_MU,
     DEFAULT_RHO,
     DEFAULT_TOLERANCE,
+    LAMBDA_PER_NOISE,
     PADDING,
     REACH,
-    auto_lambda,
 )
 from qsmpipe.numerics.kernels import AXIAL
+from qsmpipe.numerics.noise import data_weight
 
 DEFAULT_L1_ITERATIONS = 20
 """Steps of the first stage."""
@@ -91,12 +92,10 @@ def hdqsm(
     ----------
     .. [1] Lambert et al. Magn Reson Med 87 (2022) 3059, doi:10.1002/mrm.29218
     """
-    chosen = {}
-    if lambda_ == "auto":
-        lambda_ = chosen["lambda_"] = auto_lambda(mask, noise)
-    positive(lambda_=lambda_, l1_lambda=l1_lambda, rho=rho, mu=mu)
+    lambda_, chosen = follow_noise(lambda_, LAMBDA_PER_NOISE, mask, noise)
+    positive(l1_lambda=l1_lambda, rho=rho, mu=mu)
     grid = Grid.around(field, mask, zooms, b0_direction, padding=PADDING, reach=REACH)
-    measured, weight = grid.window.field, grid.weight(data_weight(mask, noise, field))
+    measured, weight = grid.window.field, grid.window.place(data_weight(mask, noise, field))
     solver = TotalVariation(grid, rho=rho, mu=mu)
 
     # The first objective times lambda / lambda_1: penalties and duals mean the same in both.
@@ -107,9 +106,10 @@ def hdqsm(
     largest = misfit.max()
     if largest > 0:
         weight *= 1 - misfit.div_(largest)
-    squared = weight.square_()
-    split = partial(data_split, measured=measured, trust=squared / (squared + mu))
     convergence = solver.run(
-        split, lambda_=lambda_, tolerance=tolerance, max_iterations=max_iterations
+        squared_misfit(measured, weight, mu=mu),
+        lambda_=lambda_,
+        tolerance=tolerance,
+        max_iterations=max_iterations,
     )
     return Susceptibility(solver.map(), convergence, chosen)

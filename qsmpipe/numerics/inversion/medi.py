@@ -7,20 +7,19 @@ import torch
 from torch import Tensor
 
 from qsmpipe.numerics.fourier import Shape, Zooms, convolve
-from qsmpipe.numerics.grids import bounding_box
 from qsmpipe.numerics.inversion.common import (
     Susceptibility,
     Window,
-    noise_level,
+    auto_lambda,
     phase_scale,
     positive,
 )
 from qsmpipe.numerics.inversion.edges import DEFAULT_EDGES, smooth_parts
-from qsmpipe.numerics.inversion.gauss_newton import Problem, field_weight, gauss_newton
-from qsmpipe.numerics.inversion.tv import ASSUMED_NOISE
+from qsmpipe.numerics.inversion.gauss_newton import Problem, gauss_newton
 from qsmpipe.numerics.kernels import AXIAL, ball_mean, dipole
 from qsmpipe.numerics.masks.morphology import erode
 from qsmpipe.numerics.masks.ventricles import ventricles
+from qsmpipe.numerics.noise import LARGEST_WEIGHT, data_weight
 
 PADDING = 0.25
 """Zeros beyond the mask's box and :data:`REACH`, as a fraction of both."""
@@ -90,7 +89,7 @@ def medi(
         Unit vector along B0 in voxel axes.
     noise : (X, Y, Z) real tensor, optional
         Standard deviation of ``field``, in ppm: W is its median inside ``mask`` over itself, at
-        most :data:`.gauss_newton.LARGEST_WEIGHT`, 0 where it is 0 or not finite. W = 1 without it.
+        most :data:`.noise.LARGEST_WEIGHT`, 0 where it is 0 or not finite. W = 1 without it.
     magnitude : (X, Y, Z) real tensor, optional
         Magnitude, any unit: where its edges are, :math:`m_G` is 0
         (:func:`.edges.smooth_parts`). Without it :math:`m_G` is 1.
@@ -101,7 +100,7 @@ def medi(
     lambda_ : float or "auto"
         :math:`\lambda` (1/(rad mm)): the data carry the weight, the total variation has 1. "auto"
         is the weight that stands for :data:`LAMBDA_PER_NOISE` times the median of ``noise``, or
-        :data:`.tv.ASSUMED_NOISE` without, before the total variation in ppm mm:
+        :data:`.noise.ASSUMED_NOISE` without, before the total variation in ppm mm:
         :math:`1 / (2 s \lambda_{TV})` with s the phase of 1 ppm.
     edges : float
         Share of the magnitude's differences that are edges.
@@ -135,18 +134,14 @@ def medi(
     .. [2] Liu T et al. Magn Reson Med 69 (2013) 467, doi:10.1002/mrm.24272
     .. [3] Liu Z et al. Magn Reson Med 79 (2018) 2795, doi:10.1002/mrm.26946
     """
-    scale = phase_scale(field_strength, echo_times)
-    chosen = {}
+    scale, chosen = phase_scale(field_strength, echo_times), {}
     if lambda_ == "auto":
-        level = ASSUMED_NOISE if noise is None else noise_level(mask, noise)[1].item()
-        lambda_ = 1 / (2 * scale * LAMBDA_PER_NOISE * level)
+        lambda_ = 1 / (2 * scale * auto_lambda(LAMBDA_PER_NOISE, mask, noise))
         chosen["lambda_"] = lambda_
     positive(lambda_=lambda_)
     window = Window.around(field, mask, zooms, padding=PADDING, reach=REACH)
     shape = window.shape
-    weight = Window.around(
-        field_weight(mask, noise, field), mask, zooms, padding=PADDING, reach=REACH
-    ).field
+    weight = window.place(data_weight(mask, noise, field, largest=LARGEST_WEIGHT))
     phase = window.field * scale
     kernel = dipole(shape, zooms, b0_direction, like=field)
     if radius > 0:
@@ -160,7 +155,9 @@ def medi(
         kernel = kernel * (1 - ball)
     smooth = torch.ones((3, *shape), dtype=torch.bool, device=field.device)
     if magnitude is not None:
-        _place(smooth_parts(magnitude, mask, zooms, edges=edges), window, smooth)
+        x, y, z = window.mask.shape
+        parts = smooth_parts(magnitude, mask, zooms, edges=edges)
+        smooth[:, :x, :y, :z] = window.place(parts, fill=True)
     quadratic = None
     if csf_weight > 0:
         if r2star is None:
@@ -214,17 +211,11 @@ def _ball(shape: Shape, zooms: Zooms, radius: float, *, like: Tensor) -> Tensor:
     return ball_mean(shape, zooms, radius, balanced=radius >= max(zooms), like=like)
 
 
-def _place(image: Tensor, window: Window, onto: Tensor) -> Tensor:
-    """Write the mask's box of ``image`` (..., X, Y, Z) to its place in ``onto``, of the grid."""
-    part = image[(..., *bounding_box(window.image))]
-    x, y, z = (slice(n, n + m) for n, m in zip(window.reach, part.shape[-3:], strict=True))
-    onto[..., x, y, z] = part
-    return onto
-
-
 def _evenness(window: Window, fluid: Tensor, weight: float) -> Callable[[Tensor], Tensor]:
     """Gradient of half ``weight`` times the variance, summed over the voxels of ``fluid``."""
-    where = _place(fluid, window, torch.zeros(window.shape, dtype=torch.bool, device=fluid.device))
+    x, y, z = window.mask.shape
+    where = torch.zeros(window.shape, dtype=torch.bool, device=fluid.device)
+    where[:x, :y, :z] = window.place(fluid)
 
     def apply(image: Tensor) -> Tensor:
         values = image[where]

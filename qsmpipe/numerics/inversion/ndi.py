@@ -9,11 +9,11 @@ from qsmpipe.numerics.fourier import Zooms, irfft, rfft
 from qsmpipe.numerics.inversion.common import (
     Susceptibility,
     Window,
-    data_weight,
     phase_scale,
     positive,
 )
 from qsmpipe.numerics.kernels import AXIAL, dipole
+from qsmpipe.numerics.noise import data_weight
 from qsmpipe.numerics.solvers import Convergence
 
 PADDING = 0.5
@@ -91,8 +91,7 @@ def ndi(
     window = Window.around(field, mask, zooms, padding=PADDING)
     shape, box, inside = window.shape, window.mask.shape, window.mask
     scale = phase_scale(field_strength, echo_times)
-    weight = data_weight(mask, noise, field).clamp_(max=1.0)
-    squared = Window.around(weight, mask, zooms, padding=PADDING).field ** 2
+    squared = window.place(data_weight(mask, noise, field, largest=1.0)).square_()
     phase = window.field * scale
     kernel = dipole(shape, zooms, b0_direction, like=field)
 
@@ -100,8 +99,8 @@ def ndi(
     image = torch.zeros_like(phase)
     change, iterations = float("inf"), 0
     while iterations < max_iterations and change > tolerance:
-        misfit = irfft(spectrum * kernel, shape, box).sub_(phase).sin_().mul_(squared)
-        slope = rfft(misfit, shape).mul_(kernel).mul_(2 * step)
+        misfit = irfft(spectrum * kernel, shape, box, overwrite=True).sub_(phase).sin_()
+        slope = rfft(misfit.mul_(squared), shape).mul_(kernel).mul_(2 * step)
         spectrum.mul_(1 - step * alpha).sub_(slope)
         previous, image = image, irfft(spectrum, shape, box)
         iterations += 1

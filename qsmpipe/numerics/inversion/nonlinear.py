@@ -9,7 +9,12 @@ from torch import Tensor
 from qsmpipe.numerics.fourier import Zooms
 from qsmpipe.numerics.fused import limit_split, phase_split
 from qsmpipe.numerics.inversion.admm import Grid, TotalVariation
-from qsmpipe.numerics.inversion.common import Susceptibility, data_weight, phase_scale, positive
+from qsmpipe.numerics.inversion.common import (
+    Susceptibility,
+    follow_noise,
+    phase_scale,
+    positive,
+)
 from qsmpipe.numerics.inversion.l1 import DEFAULT_LAMBDA as L1_LAMBDA
 from qsmpipe.numerics.inversion.l1 import LINEAR_STEPS
 from qsmpipe.numerics.inversion.tv import (
@@ -17,12 +22,13 @@ from qsmpipe.numerics.inversion.tv import (
     DEFAULT_MAX_ITERATIONS,
     DEFAULT_RHO,
     DEFAULT_TOLERANCE,
+    LAMBDA_PER_NOISE,
     PADDING,
     REACH,
-    auto_lambda,
     smooth_where,
 )
 from qsmpipe.numerics.kernels import AXIAL
+from qsmpipe.numerics.noise import data_weight
 from qsmpipe.numerics.solvers import Convergence
 
 DEFAULT_MU = 1.0
@@ -101,10 +107,8 @@ def nltv(
     ----------
     .. [1] Milovic et al. Magn Reson Med 80 (2018) 814, doi:10.1002/mrm.27073
     """
-    chosen = {}
-    if lambda_ == "auto":
-        lambda_ = chosen["lambda_"] = auto_lambda(mask, noise)
-    positive(lambda_=lambda_, rho=rho, mu=mu)
+    lambda_, chosen = follow_noise(lambda_, LAMBDA_PER_NOISE, mask, noise)
+    positive(rho=rho, mu=mu)
     per_ppm = phase_scale(field_strength, echo_times)
     smooth = smooth_where(magnitude, mask, zooms, edges)
     grid = Grid.around(
@@ -146,7 +150,7 @@ def run_on_phase(
     tolerance, max_iterations
         Of what follows on the linear steps.
     """
-    phase, w = solver.grid.window.field, solver.grid.weight(weight)
+    phase, w = solver.grid.window.field, solver.grid.window.place(weight)
     # The objective of absolute residuals, times whatever makes this limit.
     solver.run(
         partial(limit_split, measured=phase, limit=LIMIT * w),

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from qsmpipe.numerics.fourier import SPACE, Shape, Zooms, irfft, rfft
+from qsmpipe.numerics.fourier import Shape, Zooms, irfft, rfft
 from qsmpipe.numerics.fused import ALLOWED, OBSERVED, clip, gradient_split
 from qsmpipe.numerics.inversion.common import Susceptibility, Window, positive
 from qsmpipe.numerics.kernels import AXIAL, dipole, laplacian
@@ -127,8 +127,8 @@ def rts(
     gaps: list[float] = []
     change, iterations = float("inf"), 0
     while iterations < max_iterations and change > tolerance:
-        spectrum = torch.fft.rfftn(right, dim=SPACE).add_(fixed).mul_(inverse)
-        previous, image = image, torch.fft.irfftn(spectrum, s=shape, dim=SPACE)
+        spectrum = rfft(right, shape).add_(fixed).mul_(inverse)
+        previous, image = image, irfft(spectrum, shape, shape, overwrite=True)
         del spectrum
         sums = gradient_split(
             image, previous, state, zone, zooms, threshold=1 / rho, weight=rho, out=right

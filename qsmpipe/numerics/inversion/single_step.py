@@ -1,24 +1,17 @@
 """Dipole inversion of the total field with total variation: the background never enters."""
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from qsmpipe.numerics.fourier import SPACE, Zooms, convolve, irfft, rfft
-from qsmpipe.numerics.fused import data_split, draw_step, settle_step
-from qsmpipe.numerics.inversion.admm import Grid, TotalVariation
-from qsmpipe.numerics.inversion.common import (
-    Susceptibility,
-    Window,
-    data_weight,
-    noise_level,
-    positive,
-)
+from qsmpipe.numerics.balls import Balls
+from qsmpipe.numerics.fourier import Zooms, convolve, irfft, rfft
+from qsmpipe.numerics.fused import draw_step, settle_step
+from qsmpipe.numerics.inversion.admm import Grid, TotalVariation, squared_misfit
+from qsmpipe.numerics.inversion.common import Susceptibility, Window, follow_noise, positive
 from qsmpipe.numerics.inversion.tv import (
-    ASSUMED_NOISE,
     DEFAULT_EDGES,
     DEFAULT_MAX_ITERATIONS,
     DEFAULT_MU,
@@ -28,7 +21,8 @@ from qsmpipe.numerics.inversion.tv import (
     REACH,
     smooth_where,
 )
-from qsmpipe.numerics.kernels import AXIAL, ball_mean, ball_voxels, laplacian
+from qsmpipe.numerics.kernels import AXIAL, ball_mean, laplacian
+from qsmpipe.numerics.noise import data_weight
 
 DEFAULT_RADII = (12.0, 6.0, 3.0)
 """Ball radii (mm). Large ones keep slow local fields, small ones reach the edge."""
@@ -94,7 +88,7 @@ def sstv(
         r (mm); those below 1.5 times the largest edge of a voxel are raised to that.
     lambda_ : float or "auto"
         :math:`\lambda` (ppm mm). "auto" is :data:`LAMBDA_PER_NOISE` times the median of ``noise``,
-        or :data:`.tv.ASSUMED_NOISE` without a noise map.
+        or :data:`qsmpipe.numerics.noise.ASSUMED_NOISE` without a noise map.
     rho, mu : float
         Penalties of the splits of the gradient (over ``lambda_``, mm/ppm) and of the fields:
         speed only.
@@ -118,21 +112,18 @@ def sstv(
     ----------
     .. [1] Chatnuntawech et al. NMR Biomed 30 (2017) e3570, doi:10.1002/nbm.3570
     """
-    chosen: dict[str, float] = {}
-    if lambda_ == "auto":
-        level = ASSUMED_NOISE if noise is None else noise_level(mask, noise)[1].item()
-        lambda_ = chosen["lambda_"] = LAMBDA_PER_NOISE * level
-    positive(lambda_=lambda_, rho=rho, mu=mu)
+    lambda_, chosen = follow_noise(lambda_, LAMBDA_PER_NOISE, mask, noise)
+    positive(rho=rho, mu=mu)
     smooth = smooth_where(magnitude, mask, zooms, edges)
     grid = Grid.around(
         field, mask, zooms, b0_direction, padding=PADDING, reach=REACH, smooth=smooth
     )
     balls, fitting = fitting_balls(grid.window, zooms, radii)
-    squared = grid.weight(data_weight(mask, noise, field)).square_()
-    trust = (squared / (squared + mu)).mul_(fitting > 0)
+    weight = grid.window.place(data_weight(mask, noise, field)) * (fitting > 0)
+    measured = high_passed(grid.window, balls, fitting)
     solver = SingleStep(grid, balls, fitting, rho=rho, mu=mu)
     convergence = solver.run(
-        partial(data_split, measured=high_passed(grid.window, balls, fitting), trust=trust),
+        squared_misfit(measured, weight, mu=mu),
         lambda_=lambda_,
         tolerance=tolerance,
         max_iterations=max_iterations,
@@ -159,14 +150,13 @@ def fitting_balls(
     """
     least = SMALLEST * max(zooms)
     sizes = sorted({max(float(radius), least) for radius in radii}, reverse=True)
+    inside = Balls.on_grid(window.mask, zooms, max(sizes, default=0.0), like=window.field)
     balls: list[Tensor] = []
-    inside = window.mask.to(window.field)
     fitting = torch.zeros_like(window.mask, dtype=torch.uint8)
     for radius in sizes:
-        count = convolve(inside, ball_mean(window.shape, zooms, radius, like=inside), window.shape)
-        fits = (count > 1 - 0.5 / ball_voxels(zooms, radius)) & (fitting == 0)
+        fits = inside.fit(radius) & (fitting == 0)
         if fits.any():
-            mean = ball_mean(window.shape, zooms, radius, balanced=True, like=inside)
+            mean = ball_mean(window.shape, zooms, radius, balanced=True, like=window.field)
             balls.append(1 - mean)
             fitting[fits] = len(balls)
     if not balls:
@@ -213,20 +203,20 @@ class SingleStep(TotalVariation):
     def _solve(self) -> None:
         """Find the map of the next step; ``predicted`` is its spectrum here."""
         shape = self.grid.window.shape
-        spectrum = torch.fft.rfftn(self.right, dim=SPACE)
+        spectrum = rfft(self.right, shape)
         self.right = self.image
         for n, kernel in enumerate(self.kernels, 1):
             lacking = torch.where(self.fitting == n, self.residual, 0)
             draw_step(spectrum, rfft(lacking, shape), kernel, self.mu)
         settle_step(spectrum, self.predicted, self.gain, self.inverse)
         self.predicted = spectrum
-        self.image = torch.fft.irfftn(spectrum, s=shape, dim=SPACE)
+        self.image = irfft(spectrum, shape, shape)
 
     def field(self) -> Tensor:
         """Field of the map minus its mean over the ball that fits, in the window's box."""
         window = self.grid.window
         total = torch.zeros_like(window.field)
         for n, kernel in enumerate(self.kernels, 1):
-            part = irfft(self.predicted * kernel, window.shape, window.mask.shape)
+            part = irfft(self.predicted * kernel, window.shape, window.mask.shape, overwrite=True)
             total = torch.where(self.fitting == n, part, total)
         return total

@@ -9,13 +9,13 @@ from torch import Tensor
 from qsmpipe.numerics.background.pdf import Projection, projection
 from qsmpipe.numerics.fourier import Zooms
 from qsmpipe.numerics.grids import crop, in_place
-from qsmpipe.numerics.inversion.common import Susceptibility, noise_level, positive
+from qsmpipe.numerics.harmonics import FarField
+from qsmpipe.numerics.inversion.common import Susceptibility, follow_noise, positive
 from qsmpipe.numerics.inversion.edges import DEFAULT_EDGES, smooth_parts
-from qsmpipe.numerics.inversion.gauss_newton import Problem, field_weight, gauss_newton
-from qsmpipe.numerics.inversion.harmonics import FarField
+from qsmpipe.numerics.inversion.gauss_newton import Problem, gauss_newton
 from qsmpipe.numerics.inversion.medi import LAMBDA_PER_NOISE
-from qsmpipe.numerics.inversion.tv import ASSUMED_NOISE
 from qsmpipe.numerics.kernels import AXIAL
+from qsmpipe.numerics.noise import LARGEST_WEIGHT, data_weight
 from qsmpipe.numerics.solvers import conjugate_gradient
 
 EPSILON = 3.0
@@ -86,14 +86,14 @@ def tfi(
         Unit vector along B0 in voxel axes.
     noise : (X, Y, Z) real tensor, optional
         Standard deviation of ``field``, in ppm: W is its median inside ``mask`` over itself, at
-        most :data:`.gauss_newton.LARGEST_WEIGHT`, 0 where it is 0 or not finite. W = 1 without it.
+        most :data:`.noise.LARGEST_WEIGHT`, 0 where it is 0 or not finite. W = 1 without it.
     magnitude : (X, Y, Z) real tensor, optional
         Magnitude, any unit: where its edges are, :math:`m_G` is 0
         (:func:`.edges.smooth_parts`). Without it :math:`m_G` is 1.
     lambda_ : float or "auto"
         :math:`\lambda` (ppm mm): the total variation carries the weight, the data have 1. "auto"
         is :data:`.medi.LAMBDA_PER_NOISE` times the median of ``noise``, or
-        :data:`.tv.ASSUMED_NOISE` without a noise map.
+        :data:`.noise.ASSUMED_NOISE` without a noise map.
     edges : float
         Share of the magnitude's differences that are edges.
     margin : float
@@ -123,17 +123,12 @@ def tfi(
     .. [1] Liu Z et al. Magn Reson Med 78 (2017) 303, doi:10.1002/mrm.26331
     """
     positive(preconditioner=preconditioner)
-    chosen = {}
-    if lambda_ == "auto":
-        level = ASSUMED_NOISE if noise is None else noise_level(mask, noise)[1].item()
-        lambda_ = LAMBDA_PER_NOISE * level
-        chosen["lambda_"] = lambda_
-    positive(lambda_=lambda_)
+    lambda_, chosen = follow_noise(lambda_, LAMBDA_PER_NOISE, mask, noise)
     if field.ndim != 3:
         msg = f"field {tuple(field.shape)} is not (X, Y, Z): give one field at a time"
         raise ValueError(msg)
     known, inside, box = crop(field, mask)
-    weight = field_weight(mask, noise, field)[box]
+    weight = data_weight(mask, noise, field, largest=LARGEST_WEIGHT)[box]
     squared = weight**2
     far = FarField.on_grid(squared, zooms, order=ORDER)
     known = far.remove(known).mul_(inside)

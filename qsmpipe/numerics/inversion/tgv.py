@@ -2,28 +2,33 @@
 
 import math
 from collections.abc import Sequence
-from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from qsmpipe.numerics.fourier import SPACE, Zooms, rfft
-from qsmpipe.numerics.fused import Sums, curvature_split, curvature_step, data_split
-from qsmpipe.numerics.inversion.admm import Grid, TotalVariation
-from qsmpipe.numerics.inversion.common import Susceptibility, data_weight, phase_scale, positive
+from qsmpipe.numerics.fourier import Zooms, irfft, rfft
+from qsmpipe.numerics.fused import Sums, curvature_split, curvature_step
+from qsmpipe.numerics.inversion.admm import Grid, TotalVariation, squared_misfit
+from qsmpipe.numerics.inversion.common import (
+    Susceptibility,
+    follow_noise,
+    phase_scale,
+    positive,
+)
 from qsmpipe.numerics.inversion.nonlinear import DEFAULT_MU as PHASE_MU
 from qsmpipe.numerics.inversion.nonlinear import run_on_phase
 from qsmpipe.numerics.inversion.tv import (
     DEFAULT_MAX_ITERATIONS,
     DEFAULT_MU,
     DEFAULT_TOLERANCE,
+    LAMBDA_PER_NOISE,
     PADDING,
     REACH,
-    auto_lambda,
 )
 from qsmpipe.numerics.inversion.tv import DEFAULT_RHO as PHASE_RHO
 from qsmpipe.numerics.kernels import AXIAL, frequencies
+from qsmpipe.numerics.noise import data_weight
 
 DEFAULT_RATIO = 0.7
 """Weight of the second order over that of the first (mm). Other programs take 2 voxels, which on
@@ -94,13 +99,11 @@ def tgv(
     .. [1] Bredies, Kunisch, Pock. SIAM J Imaging Sci 3 (2010) 492, doi:10.1137/090769521
     .. [2] Milovic et al. Magn Reson Med 80 (2018) 814, doi:10.1002/mrm.27073
     """
-    chosen = {}
-    if lambda_ == "auto":
-        lambda_ = chosen["lambda_"] = auto_lambda(mask, noise)
-    positive(lambda_=lambda_, ratio=ratio, rho=rho, mu=mu)
+    lambda_, chosen = follow_noise(lambda_, LAMBDA_PER_NOISE, mask, noise)
+    positive(ratio=ratio, rho=rho, mu=mu)
     grid = Grid.around(field, mask, zooms, b0_direction, padding=PADDING, reach=REACH)
-    squared = grid.weight(data_weight(mask, noise, field)).square_()
-    split = partial(data_split, measured=grid.window.field, trust=squared / (squared + mu))
+    weight = grid.window.place(data_weight(mask, noise, field))
+    split = squared_misfit(grid.window.field, weight, mu=mu)
     solver = GeneralisedVariation(grid, rho=rho, mu=mu, ratio=ratio)
     convergence = solver.run(
         split, lambda_=lambda_, tolerance=tolerance, max_iterations=max_iterations
@@ -163,10 +166,8 @@ def nltgv(
     ----------
     .. [1] Milovic et al. Magn Reson Med 80 (2018) 814, doi:10.1002/mrm.27073
     """
-    chosen = {}
-    if lambda_ == "auto":
-        lambda_ = chosen["lambda_"] = auto_lambda(mask, noise)
-    positive(lambda_=lambda_, ratio=ratio, rho=rho, mu=mu)
+    lambda_, chosen = follow_noise(lambda_, LAMBDA_PER_NOISE, mask, noise)
+    positive(ratio=ratio, rho=rho, mu=mu)
     per_ppm = phase_scale(field_strength, echo_times)
     grid = Grid.around(per_ppm * field, mask, zooms, b0_direction, padding=PADDING, reach=REACH)
     solver = GeneralisedVariation(grid, rho=rho / per_ppm, mu=mu, ratio=ratio)
@@ -209,9 +210,9 @@ class GeneralisedVariation(TotalVariation):
 
     def _step(self) -> Sums:
         shape, weight = self.grid.window.shape, self.lambda_ * self.rho
-        spectrum = torch.fft.rfftn(self.right, dim=SPACE)
+        spectrum = rfft(self.right, shape)
         self.right = self.image
-        spectra = [torch.fft.rfftn(self.slopes.pop(0), dim=SPACE) for _ in range(3)]
+        spectra = [rfft(self.slopes.pop(0), shape) for _ in range(3)]
         curvature_step(
             spectrum,
             spectra,
@@ -221,9 +222,9 @@ class GeneralisedVariation(TotalVariation):
             self.symbols,
             weights=(weight, weight * self.ratio, self.mu, self.support),
         )
-        self.image = torch.fft.irfftn(spectrum, s=shape, dim=SPACE)
+        self.image = irfft(spectrum, shape, shape, overwrite=True)
         del spectrum
-        self.slopes = [torch.fft.irfftn(spectra.pop(0), s=shape, dim=SPACE) for _ in range(3)]
+        self.slopes = [irfft(spectra.pop(0), shape, shape, overwrite=True) for _ in range(3)]
         return curvature_split(
             self.image,
             self.right,

@@ -8,9 +8,10 @@ from torch import Tensor
 
 from qsmpipe.numerics.fourier import Zooms, irfft, rfft
 from qsmpipe.numerics.inversion.choice import Trial, choose, expected_residual, geometric
-from qsmpipe.numerics.inversion.common import Susceptibility, Window, data_weight, positive
+from qsmpipe.numerics.inversion.common import Susceptibility, Window, positive
 from qsmpipe.numerics.inversion.direct import Prior, penalty, penalty_norm
 from qsmpipe.numerics.kernels import AXIAL, dipole
+from qsmpipe.numerics.noise import data_weight
 from qsmpipe.numerics.solvers import Convergence, conjugate_gradient
 
 PADDING = 0.5
@@ -83,7 +84,7 @@ def tikhonov(
         positive(lambda_=lambda_)
     window = Window.around(field, mask, zooms, padding=PADDING)
     shape, inside = window.shape, window.mask
-    weight = Window.around(data_weight(mask, noise, field), mask, zooms, padding=PADDING).field
+    weight = window.place(data_weight(mask, noise, field))
     squared = weight**2
     kernel = dipole(shape, zooms, b0_direction, like=field)
     smooth = penalty(prior, shape, zooms, like=field)
@@ -92,9 +93,9 @@ def tikhonov(
     def solve(lambda_: float, start: Tensor | None = None) -> tuple[Tensor, Convergence]:
         def system(chi: Tensor) -> Tensor:
             spectrum = rfft(chi, shape)
-            predicted = irfft(spectrum * kernel, shape, inside.shape)
+            predicted = irfft(spectrum * kernel, shape, inside.shape, overwrite=True)
             spectrum.mul_(smooth).mul_(lambda_).add_(rfft(squared * predicted, shape).mul_(kernel))
-            return irfft(spectrum, shape, inside.shape) * inside
+            return irfft(spectrum, shape, inside.shape, overwrite=True) * inside
 
         return conjugate_gradient(
             system, right, start=start, tolerance=tolerance, max_iterations=max_iterations

@@ -1,24 +1,28 @@
 """Dipole inversion with total variation, the data weighted by mask and noise."""
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from qsmpipe.numerics.fourier import Zooms
-from qsmpipe.numerics.fused import data_split
-from qsmpipe.numerics.inversion.admm import Grid, TotalVariation
-from qsmpipe.numerics.inversion.choice import Trial, choose, expected_residual, geometric
+from qsmpipe.numerics.inversion.admm import Grid, TotalVariation, squared_misfit
+from qsmpipe.numerics.inversion.choice import (
+    Trial,
+    choose,
+    expected_residual,
+    geometric,
+)
 from qsmpipe.numerics.inversion.common import (
     Susceptibility,
-    data_weight,
-    noise_level,
+    auto_lambda,
+    follow_noise,
     positive,
 )
 from qsmpipe.numerics.inversion.edges import smooth_parts
 from qsmpipe.numerics.kernels import AXIAL
+from qsmpipe.numerics.noise import data_weight
 
 PADDING = 0.25
 """Zeros beyond the mask's box and :data:`REACH`, as a fraction of both. On a head-like phantom of
@@ -28,8 +32,6 @@ LAMBDA_PER_NOISE = 0.07
 """Weight of the total variation over the noise of the field (mm). Best on head-like phantoms of
 1 mm with noise of 0.001 to 0.005 ppm; on two whole simulated heads, with noise of 0.0005 and
 0.0007 ppm and PDF before, 5e-5 was the best of five weights from 5e-5 to 8e-4 ppm mm."""
-ASSUMED_NOISE = 0.003
-"""Noise where no noise map is given (ppm)."""
 DEFAULT_RHO = 100.0
 """Penalty of the gradient's split over lambda (mm/ppm)."""
 DEFAULT_MU = 0.1
@@ -55,12 +57,6 @@ DEFAULT_EDGES = 0.0
 """Share of the gradient's components that cost nothing. 0.1 lowered the error from 39 to 37 % on a
 whole simulated head after PDF, but raised it on phantoms whose magnitude has other edges than the
 susceptibility (16 to 18 %), and hardly helped on those that share them."""
-
-
-def auto_lambda(mask: Tensor, noise: Tensor | None) -> float:
-    """Weight of the total variation (ppm mm) that follows the noise (ppm)."""
-    level = ASSUMED_NOISE if noise is None else noise_level(mask, noise)[1].item()
-    return LAMBDA_PER_NOISE * level
 
 
 def smooth_where(
@@ -114,9 +110,9 @@ def tv(
     lambda_ : float, "auto", "l-curve" or "discrepancy"
         :math:`\lambda` (ppm mm): the total variation carries the weight, the data have 1. "auto"
         is :data:`LAMBDA_PER_NOISE` times the median of ``noise``, which must be in ppm for it, or
-        :data:`ASSUMED_NOISE` without a noise map. A field in another unit needs it scaled alike.
-        Or the rule that chooses it (:func:`.choice.choose`) from :data:`CANDIDATES` times what
-        "auto" gives; "discrepancy" needs ``noise``.
+        :data:`qsmpipe.numerics.noise.ASSUMED_NOISE` without a noise map. A field in another unit
+        needs it scaled alike. Or the rule that chooses it (:func:`.choice.choose`) from
+        :data:`CANDIDATES` times what "auto" gives; "discrepancy" needs ``noise``.
     edges : float
         Share of the gradient's components inside ``mask`` that cost nothing: those where
         ``magnitude`` is steepest (:func:`.edges.smooth_parts`), as in the weighted variant of
@@ -141,23 +137,23 @@ def tv(
     .. [1] Bilgic et al. Magn Reson Med 72 (2014) 1444, doi:10.1002/mrm.25029
     """
     chosen: dict[str, float] = {}
-    auto = auto_lambda(mask, noise)
-    if lambda_ == "auto":
-        lambda_ = chosen["lambda_"] = auto
-    positive(rho=rho, mu=mu, **({} if isinstance(lambda_, str) else {"lambda_": lambda_}))
+    if not isinstance(lambda_, str) or lambda_ == "auto":
+        lambda_, chosen = follow_noise(lambda_, LAMBDA_PER_NOISE, mask, noise)
+    positive(rho=rho, mu=mu)
     smooth = smooth_where(magnitude, mask, zooms, edges)
     grid = Grid.around(
         field, mask, zooms, b0_direction, padding=PADDING, reach=REACH, smooth=smooth
     )
-    squared = grid.weight(data_weight(mask, noise, field)).square_()
-    split = partial(data_split, measured=grid.window.field, trust=squared / (squared + mu))
+    weight = grid.window.place(data_weight(mask, noise, field))
+    split = squared_misfit(grid.window.field, weight, mu=mu)
     solver = TotalVariation(grid, rho=rho, mu=mu)
     curve = None
     if isinstance(lambda_, str):
+        auto = auto_lambda(LAMBDA_PER_NOISE, mask, noise)
 
-        def tried(weight: float) -> Trial:
-            solver.run(split, lambda_=weight, tolerance=0.0, max_iterations=TRIAL_ITERATIONS)
-            residual = (solver.field() - grid.window.field).mul_(squared.sqrt())
+        def tried(candidate: float) -> Trial:
+            solver.run(split, lambda_=candidate, tolerance=0.0, max_iterations=TRIAL_ITERATIONS)
+            residual = (solver.field() - grid.window.field).mul_(weight)
             return Trial(residual.norm(dtype=torch.float64).item(), solver.variation())
 
         curve = choose(

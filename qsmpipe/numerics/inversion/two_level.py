@@ -8,12 +8,12 @@ from torch import Tensor
 
 from qsmpipe.numerics.fourier import Zooms
 from qsmpipe.numerics.grids import bounding_box, check_mask, in_place
-from qsmpipe.numerics.inversion.common import Susceptibility, positive
+from qsmpipe.numerics.inversion.common import Susceptibility, follow_noise, positive
 from qsmpipe.numerics.inversion.tv import (
     DEFAULT_MAX_ITERATIONS,
     DEFAULT_RHO,
     DEFAULT_TOLERANCE,
-    auto_lambda,
+    LAMBDA_PER_NOISE,
     tv,
 )
 from qsmpipe.numerics.kernels import AXIAL
@@ -90,10 +90,7 @@ def two_level(
         msg = f"strong is {strong:g}: give a susceptibility (ppm) that is 0 or above"
         raise ValueError(msg)
     check_mask(field, mask)
-    chosen: dict[str, float] = {}
-    if lambda_ == "auto":
-        lambda_ = chosen["lambda_"] = auto_lambda(mask, noise)
-    positive(lambda_=lambda_)
+    lambda_, chosen = follow_noise(lambda_, LAMBDA_PER_NOISE, mask, noise)
 
     def level(field: Tensor, weight: float) -> tuple[Tensor, Convergence]:
         chi, convergence, *_ = tv(

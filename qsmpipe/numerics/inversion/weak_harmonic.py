@@ -6,19 +6,25 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from qsmpipe.numerics.fourier import SPACE, Zooms, irfft, rfft
+from qsmpipe.numerics.fourier import Zooms, irfft, rfft
 from qsmpipe.numerics.fused import data_split, harmonic_step
 from qsmpipe.numerics.inversion.admm import Grid, TotalVariation
-from qsmpipe.numerics.inversion.common import Susceptibility, data_weight, phase_scale, positive
+from qsmpipe.numerics.inversion.common import (
+    Susceptibility,
+    follow_noise,
+    phase_scale,
+    positive,
+)
 from qsmpipe.numerics.inversion.nonlinear import DEFAULT_MU, run_on_phase
 from qsmpipe.numerics.inversion.tv import (
     DEFAULT_MAX_ITERATIONS,
     DEFAULT_RHO,
     DEFAULT_TOLERANCE,
+    LAMBDA_PER_NOISE,
     PADDING,
-    auto_lambda,
 )
 from qsmpipe.numerics.kernels import AXIAL, laplacian
+from qsmpipe.numerics.noise import data_weight
 
 REACH = 0.0
 """Distance from the mask (mm) up to which there may be sources. The field of sources outside is
@@ -101,10 +107,8 @@ def whqsm(
     ----------
     .. [1] Milovic et al. Magn Reson Med 81 (2019) 1399, doi:10.1002/mrm.27483
     """
-    chosen = {}
-    if lambda_ == "auto":
-        lambda_ = chosen["lambda_"] = auto_lambda(mask, noise)
-    positive(lambda_=lambda_, beta=beta, rho=rho, mu=mu, nu=nu)
+    lambda_, chosen = follow_noise(lambda_, LAMBDA_PER_NOISE, mask, noise)
+    positive(beta=beta, rho=rho, mu=mu, nu=nu)
     per_ppm = phase_scale(field_strength, echo_times)
     grid = Grid.around(per_ppm * field, mask, zooms, b0_direction, padding=PADDING, reach=REACH)
     solver = WeakHarmonic(grid, rho=rho / per_ppm, mu=mu, beta=beta, nu=nu)
@@ -143,7 +147,7 @@ class WeakHarmonic(TotalVariation):
 
     def _solve(self) -> None:
         shape, box = self.grid.window.shape, self.grid.window.mask.shape
-        spectrum, bend = torch.fft.rfftn(self.right, dim=SPACE), rfft(self.bend, shape)
+        spectrum, bend = rfft(self.right, shape), rfft(self.bend, shape)
         self.right = self.image
         harmonic_step(
             spectrum,
@@ -155,9 +159,9 @@ class WeakHarmonic(TotalVariation):
             self.smooth,
             weights=(self.lambda_ * self.rho, self.mu, self.nu, self.support),
         )
-        self.image = torch.fft.irfftn(spectrum, s=shape, dim=SPACE)
+        self.image = irfft(spectrum, shape, shape, overwrite=True)
         del spectrum
-        self.bend = irfft(bend, shape, box).contiguous()
+        self.bend = irfft(bend, shape, box, overwrite=True).contiguous()
         data_split(self.bend, self.bend_dual, self.flat, self.rigid)
 
     def harmonic(self) -> Tensor:
