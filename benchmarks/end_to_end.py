@@ -2,10 +2,10 @@
 
     python benchmarks/end_to_end.py --data /tmp/heads --out /tmp/end_to_end
 
-simulates three whole heads at 1 mm (3 T and 7 T, one tilted by 20 degrees), runs the app on each
-with each preset, and prints one table. Heads and results are kept, so that it resumes. Scores are
-over the whole true brain, where what a method left out counts as zero, and again inside the mask
-that it kept.
+simulates whole heads (3 T and 7 T, upright and tilted, 1 mm and 2 mm), runs the app on each with
+each preset, and prints one table. Heads and results are kept, so that it resumes. Scores are over
+the whole true brain, where what a method left out counts as zero, and again inside the mask that
+it kept. A chain with several inversions ("default --inversion tfi,tv") has a row for each map.
 """
 
 import argparse
@@ -24,11 +24,19 @@ import numpy as np
 import torch
 from heads import write_head
 
+from qsmpipe.methods import METHODS
 from qsmpipe.numerics.metrics import detrended_nrmse, hfen, nrmse, xsim
 from qsmpipe.numerics.units import hz_per_ppm
 
-CASES = [(2, 3.0, 0.0), (6, 7.0, 20.0), (13, 3.0, 0.0)]
-"""Head, field strength (T), tilt (degrees)."""
+CASES = {
+    2: (3.0, 0.0, 1), 4: (3.0, 20.0, 2), 6: (7.0, 20.0, 1), 8: (7.0, 0.0, 2),
+    9: (3.0, 0.0, 1), 10: (7.0, 0.0, 1), 11: (3.0, 20.0, 1), 12: (7.0, 30.0, 1),
+    13: (3.0, 0.0, 1), 14: (3.0, 30.0, 2), 15: (7.0, 10.0, 2), 16: (3.0, 10.0, 1),
+}  # fmt: skip
+"""Head to field strength (T), tilt (degrees) and edge of a voxel (mm)."""
+
+TUNED, REPORTED = (2, 4, 6, 8), (9, 10, 11, 12, 13, 14, 15, 16)
+"""Heads that defaults may be chosen on, and heads that tell how good they are."""
 
 REGIONS = {
     "white matter": (2, 41), "cortex": (3, 42), "thalamus": (10, 49), "caudate": (11, 50),
@@ -69,13 +77,17 @@ def compare(
         "local field": load(out, "fmap/*_desc-local_fieldmap.nii.gz") * ppm,
         "chi": load(out, "anat/*[0-9]_Chimap.nii.gz"),
     }
+    for path in sorted(out.glob("sub-*/anat/*_desc-*_Chimap.nii.gz")):
+        method = path.name.split("_desc-")[1].split("_")[0]
+        if method in METHODS["inversion"] or method == "median":
+            maps[f"chi, {method}"] = load(out, f"anat/{path.name}")
     known = {
         "total field": torch.from_numpy(truth["total"]),
         "local field": torch.from_numpy(truth["local"]),
         "chi": torch.from_numpy(truth["chi"]),
     }
     for name, found in maps.items():
-        true = known[name]
+        true = known[name.partition(",")[0]]
         whole = brain
         inside = brain & kept
         for where, mask in (("whole", whole), ("kept", inside)):
@@ -110,12 +122,18 @@ def main() -> None:
         default=["default", "fast", "consensus"],
         help="a preset, and options of the app after it: 'default --background vsharp'",
     )
-    parser.add_argument("--cases", type=int, default=len(CASES), help="only the first so many")
+    parser.add_argument(
+        "--heads", type=int, nargs="+", choices=list(CASES), default=REPORTED, metavar="HEAD",
+        help=f"which of {', '.join(map(str, CASES))}; by default those that nothing was tuned on",
+    )  # fmt: skip
     given = parser.parse_args()
     rows: dict[tuple[str, str, str], list[dict[str, float]]] = {}
     costs: dict[str, list[dict[str, float]]] = {}
-    for head, field_strength, tilt in CASES[: given.cases]:
-        folder = write_head(head, given.data, field_strength=field_strength, tilt=tilt)
+    for head in given.heads:
+        field_strength, tilt, voxel = CASES[head]
+        folder = write_head(
+            head, given.data, field_strength=field_strength, tilt=tilt, voxel=voxel
+        )
         truth = dict(np.load(folder / "truth.npz"))
         for chain in given.chains:
             out = given.out / re.sub(r"\W+", "_", chain) / folder.name
@@ -126,7 +144,7 @@ def main() -> None:
                 rows.setdefault((chain, name, where), []).append(scores)
                 shown = " ".join(f"{key} {value:.3f}" for key, value in scores.items())
                 print(f"{folder.name} {chain} {name} ({where}): {shown}", flush=True)
-    print(f"\nMean (standard deviation) over {given.cases} scans\n")
+    print(f"\nMean (standard deviation) over {len(given.heads)} scans\n")
     print("| chain | map | voxels | NRMSE % | dNRMSE % | XSIM | HFEN % |")
     print("|---|---|---|---|---|---|---|")
     for (chain, name, where), found in rows.items():

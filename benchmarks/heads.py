@@ -1,4 +1,4 @@
-"""Whole heads from label maps, scanned at 1 mm and written as BIDS, with their truth.
+"""Whole heads from label maps, scanned at 1 or 2 mm and written as BIDS, with their truth.
 
 The true brain is all brain tissue with the cerebrospinal fluid between its folds.
 """
@@ -29,34 +29,42 @@ def write_head(
     *,
     field_strength: float,
     tilt: float = 0.0,
+    voxel: int = 1,
     snr: float = 60.0,
-    factor: int = 2,
     texture: float = 0.006,
 ) -> Path:
-    """Simulate one head; returns its folder, which holds ``bids`` and ``truth.npz``."""
-    folder = out / f"head{number:02d}_{field_strength:g}T_tilt{tilt:g}"
+    """Simulate one head; returns its folder, which holds ``bids`` and ``truth.npz``.
+
+    Voxels of ``voxel`` mm are averaged from eight of half that edge.
+    """
+    folder = out / (
+        f"head{number:02d}_{field_strength:g}T_tilt{tilt:g}" + (f"_{voxel}mm" if voxel > 1 else "")
+    )
     if (folder / "truth.npz").exists():
         return folder
     source = HEADS / f"training_seg_{number:02d}.nii.gz"
     if not source.exists():
         raise SystemExit(f"{source}: the label maps are needed for this benchmark")
     image = nb.as_closest_canonical(nb.load(source))
-    zooms = (1.0, 1.0, 1.0)
-    labels = clean(torch.from_numpy(np.asarray(image.dataobj).astype(np.int16)), zooms).labels
+    labels = clean(
+        torch.from_numpy(np.asarray(image.dataobj).astype(np.int16)), (1.0, 1.0, 1.0)
+    ).labels
     labels = labels[tuple(slice(0, n - n % 2) for n in labels.shape)]
     labels = torch.nn.functional.pad(labels, [MARGIN] * 4 + [0, MARGIN])
-    fine = upsample(labels, factor)
+    inside = brain_mask(labels, (1.0, 1.0, 1.0))
+    fine, brain = (upsample(x, 2) if voxel == 1 else x for x in (labels, inside))
+    labels = labels[::voxel, ::voxel, ::voxel]
+    zooms = (float(voxel),) * 3
     affine = np.eye(4)
-    affine[:3, :3] = rotation((tilt, 0.0, 0.0))
+    affine[:3, :3] = rotation((tilt, 0.0, 0.0)) * voxel
     affine[:3, 3] = affine[:3, :3] @ -(np.array(labels.shape) / 2)
 
-    small = tuple(zoom / factor for zoom in zooms)
+    small = tuple(zoom / 2 for zoom in zooms)
     maps = maps_of(fine, TISSUES, small, field_strength=field_strength, texture=texture,
                    seed=number)  # fmt: skip
-    brain = upsample(brain_mask(labels, zooms), factor)
-    below = int(torch.nonzero(brain.any(0).any(0))[0]) // factor - MARGIN
+    below = int(torch.nonzero(brain.any(0).any(0))[0]) // 2 - MARGIN // voxel
     window = (slice(None), slice(None), slice(max(below, 0), labels.shape[2]))
-    scan = Scan(field_strength, ECHO_TIMES[field_strength], factor=factor, coil_seed=number,
+    scan = Scan(field_strength, ECHO_TIMES[field_strength], factor=2, coil_seed=number,
                 b0_direction=images.b0_direction(affine))  # fmt: skip
     scanned = simulate(maps, brain, zooms, scan, window=window)
     affine[:3, 3] += affine[:3, :3] @ (0, 0, window[2].start)
@@ -101,5 +109,14 @@ if __name__ == "__main__":
     parser.add_argument("--head", type=int, default=2)
     parser.add_argument("--field-strength", type=float, default=3.0)
     parser.add_argument("--tilt", type=float, default=0.0)
+    parser.add_argument("--voxel", type=int, choices=(1, 2), default=1)
     given = parser.parse_args()
-    print(write_head(given.head, given.out, field_strength=given.field_strength, tilt=given.tilt))
+    print(
+        write_head(
+            given.head,
+            given.out,
+            field_strength=given.field_strength,
+            tilt=given.tilt,
+            voxel=given.voxel,
+        )
+    )

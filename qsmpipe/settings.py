@@ -63,7 +63,7 @@ class Settings:
     relaxation: str = "loglinear"
     swi: str = "none"
     background: str = "pdf"
-    inversion: str = "sstv"
+    inversion: str = "tfi"
     cosmos: str = "none"
     """``cosmos``: invert all acquisitions of a subject together as well."""
     reference: str = "brain"

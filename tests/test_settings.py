@@ -50,8 +50,8 @@ def test_every_preset_is_complete_and_valid(preset: str) -> None:
     ("assignment", "message"),
     [
         ("inversion.lamda=1", "did you mean 'lambda'"),
-        ("inversion.lambda=big", "does not fit sstv"),
-        ("inversion.max_iterations=1.5", "does not fit sstv"),
+        ("inversion.lambda=big", "does not fit tfi"),
+        ("inversion.max_iterations=1.5", "does not fit tfi"),
         ("invertion.lambda=1", "did you mean 'inversion'"),
         ("background.tkd.radii=[1]", "background has no method 'tkd'"),
         ("inversion.b0_direction=[1,0,0]", "has no parameter 'b0_direction'"),

@@ -19,7 +19,7 @@ FROM_PHASE = ("phase", "mask", "b0_direction", "magnitude", "echo_times", "field
 
 def init_inversion_wf(
     *,
-    method: str = "sstv",
+    method: str = "tfi",
     parameters: Mapping[str, Any] | None = None,
     omp_nthreads: int = 1,
     use_gpu: bool = False,

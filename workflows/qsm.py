@@ -44,7 +44,7 @@ def init_qsm_wf(
     relaxation: str = "loglinear",
     swi: str = "none",
     background: str = "pdf",
-    inversion: str = "sstv",
+    inversion: str = "tfi",
     reference: str = "brain",
     two_pass: bool = False,
     uncertainty: int = 0,

@@ -31,7 +31,7 @@ OUTPUTS = (
 def init_susceptibility_wf(
     *,
     background: str = "pdf",
-    inversion: str = "sstv",
+    inversion: str = "tfi",
     reference: str = "brain",
     uncertainty: int = 0,
     two_pass: bool = False,
