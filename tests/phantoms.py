@@ -4,7 +4,9 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from scipy.optimize import minimize
 from torch import Tensor
 
 from qsmpipe.numerics.fourier import Zooms
@@ -76,3 +78,27 @@ def error(chi: Tensor, truth: Tensor, mask: Tensor) -> float:
     a, b = chi[mask].double(), truth[mask].double()
     a, b = a - a.mean(), b - b.mean()
     return ((a - b).norm() / b.norm()).item()
+
+
+def dense(shape: Sequence[int], apply: Callable[[Tensor], Tensor]) -> np.ndarray:
+    """Matrix of a linear map of tensors of ``shape``."""
+    unit = torch.eye(math.prod(shape), dtype=torch.float64).reshape(-1, *shape)
+    return torch.stack([apply(column).reshape(-1) for column in unit], dim=1).numpy()
+
+
+def slow_minimum(
+    objective: Callable[[np.ndarray, float], tuple[float, np.ndarray]],
+    start: np.ndarray,
+    *,
+    roundings: Sequence[float] = tuple(10.0 ** -np.arange(1, 7)),
+) -> np.ndarray:
+    """Where ``objective(x, rounding)``, which also gives its slope, is least, by L-BFGS.
+
+    It holds norms that are rounded less and less.
+    """
+    options = {"maxiter": 3000, "maxfun": 6000, "ftol": 1e-14, "gtol": 1e-10}
+    for rounding in roundings:
+        start = minimize(
+            objective, start, (rounding,), method="L-BFGS-B", jac=True, options=options
+        ).x
+    return start

@@ -1,7 +1,7 @@
 """Background removal: what every method owes, and what each promises."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -106,15 +106,6 @@ def remove(name: str, field: Tensor, mask: Tensor, case: Case, **choices: Any) -
 
 def voxels(mask: Tensor) -> np.ndarray:
     return mask.flatten().numpy()
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Grids this small lose more to waking threads than they gain."""
-    count = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(count)
 
 
 HARMONIC: dict[str, Callable[[Head], Tensor]] = {

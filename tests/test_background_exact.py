@@ -1,7 +1,6 @@
 """Background removal against dense solves, slow iterations and fields known in closed form."""
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -20,14 +19,6 @@ from qsmpipe.numerics.solvers import conjugate_gradient, minimal_residual
 
 NAMES = list(METHODS["background"])
 CUBES = (1.0, 1.0, 1.0)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    count = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(count)
 
 
 @pytest.fixture(scope="module")

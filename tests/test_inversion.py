@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache, partial
 from inspect import signature
 from pathlib import Path
@@ -14,9 +14,8 @@ import numpy as np
 import pytest
 import torch
 from nipype.pipeline.engine import Workflow
-from phantoms import ISOTROPIC, TILT, TILTED, Phantom, error, phantom
+from phantoms import ISOTROPIC, TILT, TILTED, Phantom, dense, error, phantom, slow_minimum
 from scipy.ndimage import affine_transform
-from scipy.optimize import minimize
 from torch import Tensor
 
 from qsmpipe import images
@@ -44,17 +43,6 @@ SETTLED = {"tv": {"tolerance": 1e-5, "max_iterations": 1000}, "rts": {"tolerance
 every_method = pytest.mark.parametrize("method", ALL.values(), ids=ALL)
 iterative = pytest.mark.parametrize("method", ITERATIVE.values(), ids=ITERATIVE)
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device is visible")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Small grids: more threads would wait for each other."""
-    threads = torch.get_num_threads(), numba.get_num_threads()
-    torch.set_num_threads(1)
-    numba.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads[0])
-    numba.set_num_threads(threads[1])
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +95,28 @@ def test_the_field_of_a_phantom_gives_it_back(
     chi = head.invert(ALL[name]).chi
     assert error(chi, head.chi, head.mask) < BOUNDS[name]
     assert not chi[~head.mask].any()
+
+
+SHRINKS = {"tsvd": 0.3, "ndi": 0.4, "rts": 0.3, "ilsqr": 0.25}
+"""What methods without or with half a regularisation leave out of a ball's susceptibility."""
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_the_analytic_field_of_a_ball_gives_its_susceptibility(name: str) -> None:
+    """Closed form, not our own dipole: tilted by 30 degrees, anisotropic, odd sizes."""
+    shape, zooms, radius, value = (35, 33, 23), (1.0, 1.0, 1.5), 5.0, 0.1
+    axes = [(torch.arange(n) - n / 2) * zoom for n, zoom in zip(shape, zooms, strict=True)]
+    x, y, z = torch.meshgrid(*axes, indexing="ij")
+    mask = x**2 + y**2 + z**2 < 14**2
+    place = (x - 2.3, y + 1.6, z - 1.2)
+    r = torch.stack(place).norm(dim=0)
+    cosine = sum(d * b for d, b in zip(place, TILTED, strict=True)) / r
+    field = torch.where(r > radius, value / 3 * (radius / r) ** 3 * (3 * cosine**2 - 1), 0.0)
+    chi = ALL[name](field, mask, zooms, b0_direction=TILTED).chi
+    around = chi[mask & (r > radius + 1.5)]
+    found = (chi[r < radius - 1].mean() - around.mean()).item() / value
+    assert 1 - SHRINKS.get(name, 0.12) < found < 1.08
+    assert around.std() < 0.1 * value
 
 
 @every_method
@@ -385,12 +395,6 @@ def test_cuda_agrees_with_the_cpu(method: Callable[..., Susceptibility], noisy: 
         assert abs(there.convergence.iterations - here.convergence.iterations) <= 1
 
 
-def full(shape: tuple[int, ...], apply: Callable[[Tensor], Tensor]) -> np.ndarray:
-    """Dense matrix of a linear map of tensors."""
-    unit = torch.eye(math.prod(shape), dtype=torch.float64).reshape(-1, *shape)
-    return torch.stack([apply(column).reshape(-1) for column in unit], dim=1).numpy()
-
-
 def test_l2_is_the_dense_solution(monkeypatch: pytest.MonkeyPatch) -> None:
     """Normal equations as a matrix; on an odd grid, where every frequency has its mirror."""
     monkeypatch.setattr(sys.modules[l2.__module__], "PADDING", 0.8)
@@ -400,8 +404,8 @@ def test_l2_is_the_dense_solution(monkeypatch: pytest.MonkeyPatch) -> None:
     mask = torch.ones(shape, dtype=torch.bool)
     zooms = (1.0, 0.8, 1.5)
     forward = Dipole(wide, dipole(wide, zooms, TILTED, like=field))
-    d = full(wide, forward)
-    g = full(wide, partial(gradient, zooms=zooms))
+    d = dense(wide, forward)
+    g = dense(wide, partial(gradient, zooms=zooms))
     right = torch.zeros(wide, dtype=torch.float64)
     right[:5, :5, :5] = field
     system = d.T @ d + lambda_ * g.T @ g
@@ -432,7 +436,7 @@ def test_tv_reaches_the_objective_of_a_slow_solver(
     field += 0.05 * torch.randn(shape, generator=generator, dtype=torch.float64)
 
     inside = mask.reshape(-1).numpy()
-    a = full(shape, forward)[np.ix_(inside, inside)]
+    a = dense(shape, forward)[np.ix_(inside, inside)]
     weight = data_weight(mask, noise, field).reshape(-1).numpy()[inside]
     f = field.reshape(-1).numpy()[inside]
 
@@ -441,7 +445,8 @@ def test_tv_reaches_the_objective_of_a_slow_solver(
         placed[: shape[0], : shape[1], : shape[2]] = x
         return gradient(placed, zooms)
 
-    g = full(shape, widen)[:, inside]
+    g = dense(shape, widen)[:, inside]
+    g = g[g.any(axis=1)]
 
     def objective(x: np.ndarray, rounding: float = 0.0) -> tuple[float, np.ndarray]:
         residual, slope = weight * (a @ x - f), g @ x
@@ -451,12 +456,7 @@ def test_tv_reaches_the_objective_of_a_slow_solver(
             slope / np.maximum(size, 1e-300)
         )
 
-    x = np.zeros(inside.sum())
-    for rounding in 10.0 ** -np.arange(1, 7):
-        x = minimize(
-            objective, x, (rounding,), "L-BFGS-B", jac=True,
-            options={"maxiter": 3000, "maxfun": 6000, "ftol": 1e-14, "gtol": 1e-10},
-        ).x  # fmt: skip
+    x = slow_minimum(objective, np.zeros(inside.sum()))
     slow = objective(x)[0]
     chi, convergence, *_ = tv(
         field, mask, zooms, b0_direction=TILTED, noise=noise, lambda_=lambda_, rho=10.0,

@@ -2,15 +2,13 @@
 
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
-import numba
 import numpy as np
 import pytest
 import torch
-from phantoms import TILTED, Phantom, error, phantom
-from scipy.optimize import minimize
+from phantoms import TILTED, Phantom, error, phantom, slow_minimum
 from torch import Tensor
 
 from qsmpipe.numerics.inversion import (
@@ -33,16 +31,6 @@ from qsmpipe.numerics.operators import Dipole, gradient
 Method = Callable[..., Susceptibility]
 PER_PPM = phase_scale(None, None)
 SETTLED = {"tolerance": 1e-7, "max_iterations": 4000}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads(), numba.get_num_threads()
-    torch.set_num_threads(1)
-    numba.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads[0])
-    numba.set_num_threads(threads[1])
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +81,6 @@ class Tiny:
 
     def minimum(self, objective: Callable[[Tensor, float], Tensor], unknowns: int) -> float:
         """By L-BFGS, on norms that are rounded less and less; the value without rounding."""
-        x = np.zeros(unknowns)
 
         def of(numbers: np.ndarray, rounding: float) -> tuple[float, np.ndarray]:
             variables = torch.from_numpy(numbers).requires_grad_()
@@ -101,11 +88,7 @@ class Tiny:
             (slope,) = torch.autograd.grad(value, variables)
             return value.item(), slope.numpy()
 
-        for rounding in 10.0 ** -np.arange(1, 6):
-            x = minimize(
-                of, x, (rounding,), "L-BFGS-B", jac=True,
-                options={"maxiter": 1500, "maxfun": 3000, "ftol": 1e-13, "gtol": 1e-9},
-            ).x  # fmt: skip
+        x = slow_minimum(of, np.zeros(unknowns), roundings=tuple(10.0 ** -np.arange(1, 6)))
         return objective(torch.from_numpy(x), 0.0).item()
 
     def invert(self, method: Method, **choices: Any) -> Tensor:

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -30,14 +30,6 @@ from qsmpipe.workflows.inversion import init_inversion_wf
 NOISE = 0.002
 METHODS = {"l2": l2, "tikhonov": tikhonov, "tv": tv}
 every_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 HEAD = phantom((26, 26, 26), (1.5, 1.5, 1.5), noise=NOISE)

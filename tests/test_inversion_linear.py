@@ -1,7 +1,6 @@
 """Linear inversions and those built on them: what each promises beside what all owe."""
 
 import sys
-from collections.abc import Iterator
 from functools import partial
 
 import numpy as np
@@ -30,14 +29,6 @@ from qsmpipe.numerics.operators import Dipole, gradient
 
 PRIORS: tuple[Prior, ...] = ("gradient", "identity", "laplacian")
 UNEVEN = (1.0, 0.8, 1.5)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

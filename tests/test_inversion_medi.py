@@ -2,11 +2,9 @@
 
 import math
 import sys
-from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
-import numba
 import numpy as np
 import pytest
 import torch
@@ -24,16 +22,6 @@ from qsmpipe.numerics.operators import Dipole, gradient, gradient_adjoint
 
 MEDI, NDI = sys.modules[medi.__module__], sys.modules[ndi.__module__]
 ZOOMS = (1.0, 0.8, 1.5)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads(), numba.get_num_threads()
-    torch.set_num_threads(1)
-    numba.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads[0])
-    numba.set_num_threads(threads[1])
 
 
 @pytest.fixture(scope="module")

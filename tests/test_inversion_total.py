@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import numba
 import numpy as np
 import pytest
 import torch
-from phantoms import ISOTROPIC, TILT, TILTED, Phantom, error, phantom
+from phantoms import ISOTROPIC, TILT, TILTED, Phantom, error, phantom, slow_minimum
 from scipy.optimize import minimize
 from torch import Tensor
 
@@ -30,16 +30,6 @@ from qsmpipe.workflows.inversion import init_inversion_wf
 
 TFI, TGV = sys.modules[tfi.__module__], sys.modules[tgvqsm.__module__]
 ZOOMS = (1.0, 0.8, 1.5)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads(), numba.get_num_threads()
-    torch.set_num_threads(1)
-    numba.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads[0])
-    numba.set_num_threads(threads[1])
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -524,10 +514,9 @@ def test_tgv_is_the_minimum_of_its_objective() -> None:
         value.backward()
         return value.item(), v.grad.numpy()
 
-    x = np.zeros(4 * n + free.shape[1])
-    options = {"maxiter": 5000, "maxfun": 9000, "ftol": 1e-16, "gtol": 1e-10}
-    for rounding in 10.0 ** -np.arange(2, 7):
-        x = minimize(objective, x, (rounding,), method="L-BFGS-B", jac=True, options=options).x
+    x = slow_minimum(
+        objective, np.zeros(4 * n + free.shape[1]), roundings=tuple(10.0 ** -np.arange(2, 7))
+    )
     slow = torch.from_numpy(x[:n]).reshape(shape)
     assert found.convergence.converged
     assert error(found.chi, slow, mask) < 0.02

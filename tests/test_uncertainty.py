@@ -2,12 +2,10 @@
 
 import inspect
 import math
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numba
 import numpy as np
 import pytest
 import torch
@@ -27,17 +25,6 @@ from qsmpipe.numerics.uncertainty import (
     pool,
 )
 from qsmpipe.workflows.uncertainty import init_uncertainty_wf
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Small grids: more threads would wait for each other."""
-    threads = torch.get_num_threads(), numba.get_num_threads()
-    torch.set_num_threads(1)
-    numba.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads[0])
-    numba.set_num_threads(threads[1])
 
 
 class Scan(NamedTuple):
