@@ -15,7 +15,7 @@ from nipype.interfaces.base.support import Bunch
 
 MAPS = (
     "chi", "magnitude", "phase", "quality", "brain_mask", "field", "noise", "local_field",
-    "qsm_mask", "r2star", "median", "deviation",
+    "qsm_mask", "r2star", "median", "deviation", "swi", "minip", "cosmos",
 )  # fmt: skip
 
 
@@ -38,6 +38,9 @@ class _ReportletsInputSpec(BaseInterfaceInputSpec):
     )
     deviation = File(exists=True, desc="standard deviation of `chi` (ppm)")
     median = File(exists=True, desc="median of `compared` (ppm)")
+    swi = File(exists=True, desc="susceptibility-weighted image")
+    minip = File(exists=True, desc="minimum of `swi` over a slab of slices")
+    cosmos = File(exists=True, desc="susceptibility (ppm) by several orientations")
     field_strength = traits.Float(desc="B0 (T); without it there are no Hz")
     reference_value = traits.Float(desc="what was subtracted from susceptibility (ppm)")
     echo_times = traits.List(traits.Float, desc="one per echo (s)")

@@ -388,10 +388,16 @@ def _fitting(stage: str, name: str, key: str, value: Any) -> Any:
     return value
 
 
+VERSIONED = (
+    "nipype", "nibabel", "numpy", "scipy", "torch", "numba", "scikit-image", "SimpleITK", "pybids",
+)  # fmt: skip
+"""Packages whose versions decide on the maps."""
+
+
 def versions() -> dict[str, str]:
     """List what computes the maps."""
     found = {"qsmpipe": __version__, "python": platform.python_version()}
-    for package in ("nipype", "nibabel", "numpy", "scipy", "torch", "numba", "pybids"):
+    for package in VERSIONED:
         try:
             found[package] = version(package)
         except PackageNotFoundError:

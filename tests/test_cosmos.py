@@ -610,5 +610,9 @@ def test_the_command_line_maps_each_orientation_and_all_together(
     angle = math.degrees(math.acos(np.dot(step["b0_directions"][1], expected)))
     assert angle < 3, "voxels of 6 mm"
     assert "COSMOS" in (tmp_path / "out" / "logs" / "CITATION.md").read_text()
-    assert "sub-01_desc-cosmos" in (tmp_path / "out" / "sub-01.html").read_text()
+    page = (tmp_path / "out" / "sub-01.html").read_text()
+    assert "sub-01_desc-cosmos" in page
+    assert "Susceptibility by COSMOS" in page
+    figures = tmp_path / "out" / "sub-01" / "figures"
+    assert len(list(figures.glob("*cosmos*"))) == 1
     assert {"*_swi.*"} <= set((tmp_path / "out" / ".bidsignore").read_text().split())

@@ -68,6 +68,9 @@ def head(
         "local_field": 0.02 * nuclei * inner,
         "qsm_mask": inner,
         "chi": chi,
+        "cosmos": 1.1 * chi,
+        "swi": brain - 0.5 * nuclei,
+        "minip": brain - 0.6 * nuclei,
         "r2star": 20.0 * brain,
         "field_strength": 3.0,
         "echo_times": times,
@@ -95,8 +98,8 @@ def test_every_grid_gives_every_figure(
 ) -> None:
     monkeypatch.setattr(figures, "WIDTH", 600)  # enough to see that it draws
     pictures = figures.draw(head(*grid), tmp_path)
-    assert len(pictures) == 11
-    assert len({picture.file for picture in pictures}) == 11
+    assert len(pictures) == 13
+    assert len({picture.file for picture in pictures}) == 13
     for picture in pictures:
         image = Image.open(picture.file)
         assert image.width == 600
@@ -559,7 +562,7 @@ def test_what_a_record_says_is_text_and_never_markup(output: Path) -> None:
 
 def test_a_page_tells_everything_that_the_record_holds(output: Path) -> None:
     page = Page(output / "sub-01.html")
-    assert len(page.of("img")) == 11
+    assert len(page.of("img")) == 13
     for words in (
         "Done, with warnings",
         "slices are tilted",

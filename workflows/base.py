@@ -146,7 +146,8 @@ def init_acquisition_wf(
         (qsm_wf, maps, [(f"outputnode.{key}", key) for key in OUTPUTS]),
         (maps, reportlets, [(key, key) for key in (
             "magnitude", "phase", "quality", "field", "noise", "local_field", "qsm_mask", "chi",
-            "r2star", "reference_value", "compared", "median", "deviation", "steps")]
+            "r2star", "reference_value", "compared", "median", "deviation", "swi", "minip",
+            "steps")]
             + [("mask", "brain_mask")]),
         (maps, derivatives, [(key, key) for key in WRITTEN]),
         (reportlets, derivatives, [("figures", "figures"), ("captions", "captions"),
@@ -197,7 +198,7 @@ def _add_head(
         ),
         name="derivatives",
     )
-    derivatives.inputs.trait_set(figures=[], captions=[], numbers=[])
+    reportlets = Node(Reportlets(), name="reportlets")
     steps = Node(Merge(2), name="steps")
     gathered = {field: Node(Merge(len(parts)), name=field) for field in sources}
     gathered["b0_direction"].inputs.no_flatten = True
@@ -210,6 +211,10 @@ def _add_head(
         (steps, derivatives, [("out", "steps")]),
         (cosmos_wf, derivatives, [("outputnode.mask", "cosmos_mask")]),
         (reference_wf, derivatives, [("outputnode.chi", "cosmos")]),
+        (cosmos_wf, reportlets, [("outputnode.mask", "qsm_mask")]),
+        (reference_wf, reportlets, [("outputnode.chi", "cosmos")]),
+        (reportlets, derivatives, [("figures", "figures"), ("captions", "captions"),
+                                   ("numbers", "numbers")]),
     ])  # fmt: skip
     for n, part in enumerate(parts, 1):
         subject_wf.connect([

@@ -260,6 +260,8 @@ def draw(maps: Maps, folder: Path) -> list[Picture]:
         (draw_compared, TIGHT),
         (draw_histogram, TIGHT),
         (draw_curves, TIGHT),
+        (draw_cosmos, TIGHT),
+        (draw_swi, TIGHT),
         (draw_r2star, TIGHT),
     ]
     with matplotlib.style.context("default"):
@@ -513,6 +515,47 @@ def draw_compared(maps: Maps, view: View, folder: Path) -> Picture | None:
         "show is in the data; streaks and shades that one shows alone are its own. "
         f"{RADIOLOGICAL}",
         "Susceptibility",
+    )
+
+
+def draw_cosmos(maps: Maps, view: View, folder: Path) -> Picture | None:
+    """Draw the susceptibility by several orientations, in three planes."""
+    if maps.cosmos is None:
+        return None
+    paint = Paint("gray", CHI_WINDOW, "ppm", (-0.1, -0.05, 0, 0.05, 0.1))
+    chi = np.where(maps.mask, _finite(maps.cosmos), 0)
+    path = folder / "susceptibility-cosmos.png"
+    _render(Mosaic(rows=_planes(chi, view, paint, count=5, known=maps.mask)), paint, path)
+    return Picture(
+        path,
+        "Susceptibility by COSMOS",
+        "All orientations inverted together, on the grid of the first, where every one of them "
+        "has a field. Grey from -0.1 to 0.1 ppm. Edges that look doubled come from a registration "
+        f"that failed. {RADIOLOGICAL}",
+        "Susceptibility",
+    )
+
+
+def draw_swi(maps: Maps, view: View, folder: Path) -> Picture | None:
+    """Draw the susceptibility-weighted image and its minimum projection, in axial slices."""
+    shown = {"SWI": maps.swi, "minIP": maps.minip}
+    known = {name: _finite(image) for name, image in shown.items() if image is not None}
+    if not known:
+        return None
+    paint = Paint("gray", (0.0, 1.0), "relative", (0, 0.25, 0.5, 0.75, 1))
+    rows = []
+    for name, image in known.items():
+        image = image / _top(image, maps.mask, 99.5, 1.0)
+        (row,) = _planes(image, view, paint, count=5, planes=(AXIAL,), known=maps.mask)
+        rows.append([replace(row[0], note=f"{name} \N{MIDDLE DOT} {row[0].note}"), *row[1:]])
+    path = folder / "swi.png"
+    _render(Mosaic(rows), paint, path)
+    return Picture(
+        path,
+        "Susceptibility-weighted image",
+        f"{' and '.join(known)}, relative to the 99.5th percentile. Veins and iron are dark; so "
+        f"is what lies near air, where the filter leaves background behind. {RADIOLOGICAL}",
+        "Susceptibility weighting",
     )
 
 

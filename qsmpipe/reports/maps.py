@@ -44,6 +44,12 @@ class Maps:
     """Median of them (ppm)."""
     r2star: np.ndarray | None = None
     """(1/s)."""
+    swi: np.ndarray | None = None
+    """Susceptibility-weighted image, any unit."""
+    minip: np.ndarray | None = None
+    """Its minimum over a slab of slices."""
+    cosmos: np.ndarray | None = None
+    """Susceptibility (ppm) by several orientations."""
     field_strength: float | None = None
     """(T)."""
     echo_times: Sequence[float] = ()
@@ -61,6 +67,7 @@ class Maps:
             object.__setattr__(self, name, _mask(getattr(self, name)))
         for name in (
             "quality", "field", "noise", "local_field", "chi", "median", "deviation", "r2star",
+            "swi", "minip", "cosmos",
         ):  # fmt: skip
             object.__setattr__(self, name, _array(getattr(self, name)))
         compared = {name: np.asarray(_array(chi)) for name, chi in self.compared.items()}

@@ -32,7 +32,10 @@ from qsmpipe.reports.records import (
     read_run,
 )
 
-SECTIONS = ("Susceptibility", "Magnitude and masks", "Field", "Phase", "Relaxation")
+SECTIONS = (
+    "Susceptibility", "Susceptibility weighting", "Magnitude and masks", "Field", "Phase",
+    "Relaxation",
+)  # fmt: skip
 """Order of the pictures' sections; others follow."""
 
 LEVELS = ("error", "warning", "note")
