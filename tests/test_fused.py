@@ -12,22 +12,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from qsmpipe.numerics import fused
-from qsmpipe.numerics.fused import (
-    ALLOWED,
-    OBSERVED,
-    STEEP,
-    Sums,
-    curvature_split,
-    curvature_step,
-    data_split,
-    dipole_step,
-    gradient_split,
-    harmonic_step,
-    limit_split,
-    phase_limit_split,
-    phase_split,
-)
+from qsmpipe.numerics.fused import loops
+from qsmpipe.numerics.fused.curvature import curvature_split, curvature_step
+from qsmpipe.numerics.fused.data import data_split, limit_split, phase_limit_split, phase_split
+from qsmpipe.numerics.fused.gradient import ALLOWED, OBSERVED, STEEP, Sums, gradient_split
+from qsmpipe.numerics.fused.spectral import dipole_step, harmonic_step
 from qsmpipe.numerics.operators import gradient, gradient_adjoint
 
 ZOOMS = (1.0, 0.7, 2.5)
@@ -76,7 +65,7 @@ def step(s: State, *, limited: bool = True, edges: bool = False) -> Sums:
 
 
 def by_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fused, "_on_loops", lambda tensor: False)
+    monkeypatch.setattr(loops, "usable", lambda tensor: False)
 
 
 @pytest.mark.parametrize(("limited", "edges"), [(True, False), (False, False), (True, True)])
@@ -422,7 +411,7 @@ def test_it_runs_where_no_folder_can_be_written_to(tmp_path: Path) -> None:
             if isinstance(kind, type) and issubclass(kind, caching._CacheLocator):
                 kind.ensure_cache_path = refuse
         import torch
-        from qsmpipe.numerics.fused import data_split
+        from qsmpipe.numerics.fused.data import data_split
         a, b, f, t = torch.ones(4), torch.zeros(4), torch.zeros(4), torch.full((4,), 0.5)
         data_split(a, b, f, t)
         assert b.tolist() == [0.5] * 4, b

@@ -12,8 +12,8 @@ from phantoms import TILTED, Phantom, error, phantom
 from scipy.optimize import minimize
 from torch import Tensor
 
-from qsmpipe.numerics import fused_diffusion
-from qsmpipe.numerics.fused_diffusion import diffusion
+from qsmpipe.numerics.fused import loops
+from qsmpipe.numerics.fused.diffusion import diffusion
 from qsmpipe.numerics.inversion import medi, ndi, tv
 from qsmpipe.numerics.inversion.common import phase_scale
 from qsmpipe.numerics.inversion.gauss_newton import Problem, gauss_newton
@@ -48,9 +48,9 @@ def test_diffusion_is_the_gradient_weighted_and_back(
 ) -> None:
     image, v = normal(*shape).to(dtype), normal(3, *shape, seed=1).abs().to(dtype)
     expected = 2 + gradient_adjoint(v * gradient(image, ZOOMS), ZOOMS)
-    for loops in (True, False):
+    for looped in (True, False):
         out = torch.full(shape, 2.0, dtype=dtype)
-        monkeypatch.setattr(fused_diffusion, "_on_loops", lambda _, loops=loops: loops)
+        monkeypatch.setattr(loops, "usable", lambda _, looped=looped: looped)
         diffusion(image, v, ZOOMS, out=out)
         torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-5)
 

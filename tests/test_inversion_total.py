@@ -16,10 +16,19 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 from qsmpipe import images
-from qsmpipe.numerics import fused_tgv
 from qsmpipe.numerics.background.pdf import pdf
 from qsmpipe.numerics.fourier import Zooms
-from qsmpipe.numerics.fused_tgv import KNOWN, PAIRS, SOLVED, State, Steps, dual_step, primal_step
+from qsmpipe.numerics.fused import loops
+from qsmpipe.numerics.fused.primal_dual import (
+    KNOWN,
+    PAIRS,
+    SOLVED,
+    State,
+    Steps,
+    dual_step,
+    primal_step,
+    stencil_sum,
+)
 from qsmpipe.numerics.harmonics import FarField, solid_harmonics
 from qsmpipe.numerics.inversion import Susceptibility, tfi, tgvqsm, tv
 from qsmpipe.numerics.inversion.tgv_phase import laplacian_stencil, phase_laplacian, wave_stencil
@@ -287,10 +296,10 @@ def stencils() -> tuple[Tensor, Tensor]:
     return wave_stencil(ZOOMS, (0.6, -0.48, 0.64)), laplacian_stencil(ZOOMS)
 
 
-@pytest.mark.parametrize("loops", [True, False])
-def test_the_two_steps_are_adjoint(loops: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("looped", [True, False])
+def test_the_two_steps_are_adjoint(looped: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """From duals of 0 one step gives K x, from maps of 0 the other gives -K' y."""
-    monkeypatch.setattr(fused_tgv, "_on_loops", lambda _: loops)
+    monkeypatch.setattr(loops, "usable", lambda _: looped)
     shape = (8, 7, 9)
     zone, (wave, laplacian) = random_zone(shape), stencils()
     known, solved = zone > 0, zone & SOLVED > 0
@@ -327,8 +336,8 @@ def test_both_bodies_agree(
     zone, (wave, laplacian) = random_zone(shape), stencils()
     measured = 0.1 * normal(*shape).to(dtype)
     states, changes = [], []
-    for loops in (True, False):
-        monkeypatch.setattr(fused_tgv, "_on_loops", lambda _, loops=loops: loops)
+    for looped in (True, False):
+        monkeypatch.setattr(loops, "usable", lambda _, looped=looped: looped)
         state = State.zeros(measured)
         for _ in range(5):
             dual_step(state, measured, zone, wave, laplacian, ZOOMS, 5e-3, 8e-3, steps_of(0.1))
@@ -477,7 +486,7 @@ def test_tgv_is_the_minimum_of_its_objective() -> None:
         rows = []
         for unit in torch.eye(n, dtype=torch.float64):
             wide = torch.nn.functional.pad(unit.reshape(shape), (1,) * 6)
-            rows.append(fused_tgv.stencil_sum(wide, stencil)[1:-1, 1:-1, 1:-1].flatten())
+            rows.append(stencil_sum(wide, stencil)[1:-1, 1:-1, 1:-1].flatten())
         return torch.stack(rows, 1)
 
     solved = torch.zeros(shape, dtype=torch.bool)

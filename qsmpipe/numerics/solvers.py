@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from qsmpipe.numerics.fused_vectors import descend, dot
+from qsmpipe.numerics.fused.vectors import descend, dot
 
 
 class Convergence(NamedTuple):

@@ -9,15 +9,9 @@ from torch import Tensor
 
 from qsmpipe.numerics.balls import Balls
 from qsmpipe.numerics.fourier import SPACE, Zooms, irfft, rfft
-from qsmpipe.numerics.fused import (
-    ALLOWED,
-    OBSERVED,
-    STEEP,
-    Sums,
-    data_split,
-    dipole_step,
-    gradient_split,
-)
+from qsmpipe.numerics.fused.data import data_split
+from qsmpipe.numerics.fused.gradient import ALLOWED, OBSERVED, STEEP, Sums, gradient_split
+from qsmpipe.numerics.fused.spectral import dipole_step
 from qsmpipe.numerics.inversion.common import Window
 from qsmpipe.numerics.kernels import dipole, laplacian
 from qsmpipe.numerics.solvers import Convergence

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from qsmpipe.numerics.fourier import SPACE, Shape, Zooms, irfft, rfft
-from qsmpipe.numerics.fused_diffusion import diffusion
+from qsmpipe.numerics.fused.diffusion import diffusion
 from qsmpipe.numerics.kernels import laplacian
 from qsmpipe.numerics.solvers import Convergence, conjugate_gradient, dot
 

@@ -7,7 +7,7 @@ from typing import Literal
 from torch import Tensor
 
 from qsmpipe.numerics.fourier import Zooms
-from qsmpipe.numerics.fused import limit_split
+from qsmpipe.numerics.fused.data import limit_split
 from qsmpipe.numerics.inversion.admm import Grid, TotalVariation, squared_misfit
 from qsmpipe.numerics.inversion.common import Susceptibility, follow_noise, positive
 from qsmpipe.numerics.inversion.l1 import DEFAULT_LAMBDA as DEFAULT_L1_LAMBDA

@@ -6,7 +6,7 @@ from functools import partial
 from torch import Tensor
 
 from qsmpipe.numerics.fourier import Zooms
-from qsmpipe.numerics.fused import limit_split, phase_limit_split
+from qsmpipe.numerics.fused.data import limit_split, phase_limit_split
 from qsmpipe.numerics.inversion.admm import Grid, TotalVariation
 from qsmpipe.numerics.inversion.common import Susceptibility, phase_scale, positive
 from qsmpipe.numerics.inversion.tv import PADDING, REACH

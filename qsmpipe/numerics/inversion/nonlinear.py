@@ -7,7 +7,7 @@ from typing import Literal
 from torch import Tensor
 
 from qsmpipe.numerics.fourier import Zooms
-from qsmpipe.numerics.fused import limit_split, phase_split
+from qsmpipe.numerics.fused.data import limit_split, phase_split
 from qsmpipe.numerics.inversion.admm import Grid, TotalVariation
 from qsmpipe.numerics.inversion.common import (
     Susceptibility,

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from qsmpipe.numerics.fourier import Shape, Zooms, irfft, rfft
-from qsmpipe.numerics.fused import ALLOWED, OBSERVED, clip, gradient_split
+from qsmpipe.numerics.fused.gradient import ALLOWED, OBSERVED, clip, gradient_split
 from qsmpipe.numerics.inversion.common import Susceptibility, Window, positive
 from qsmpipe.numerics.kernels import AXIAL, dipole, laplacian
 from qsmpipe.numerics.operators import gradient_adjoint

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from qsmpipe.numerics.balls import Balls
 from qsmpipe.numerics.fourier import Zooms, convolve, irfft, rfft
-from qsmpipe.numerics.fused import draw_step, settle_step
+from qsmpipe.numerics.fused.spectral import draw_step, settle_step
 from qsmpipe.numerics.inversion.admm import Grid, TotalVariation, squared_misfit
 from qsmpipe.numerics.inversion.common import Susceptibility, Window, follow_noise, positive
 from qsmpipe.numerics.inversion.tv import (

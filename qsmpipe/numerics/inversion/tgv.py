@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from qsmpipe.numerics.fourier import Zooms, irfft, rfft
-from qsmpipe.numerics.fused import Sums, curvature_split, curvature_step
+from qsmpipe.numerics.fused.curvature import curvature_split, curvature_step
+from qsmpipe.numerics.fused.gradient import Sums
 from qsmpipe.numerics.inversion.admm import Grid, TotalVariation, squared_misfit
 from qsmpipe.numerics.inversion.common import (
     Susceptibility,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from qsmpipe.numerics.fourier import Zooms
-from qsmpipe.numerics.fused_tgv import (
+from qsmpipe.numerics.fused.primal_dual import (
     KNOWN,
     SOLVED,
     State,

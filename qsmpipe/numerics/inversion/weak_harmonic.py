@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from qsmpipe.numerics.fourier import Zooms, irfft, rfft
-from qsmpipe.numerics.fused import data_split, harmonic_step
+from qsmpipe.numerics.fused.data import data_split
+from qsmpipe.numerics.fused.spectral import harmonic_step
 from qsmpipe.numerics.inversion.admm import Grid, TotalVariation
 from qsmpipe.numerics.inversion.common import (
     Susceptibility,

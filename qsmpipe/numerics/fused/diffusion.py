@@ -2,18 +2,16 @@
 
 import numba
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from qsmpipe.numerics.compiled import compiled
 from qsmpipe.numerics.fourier import SPACE, Zooms
+from qsmpipe.numerics.fused import loops
+from qsmpipe.numerics.fused.loops import parallel
 
 
 def diffusion(image: Tensor, diffusivity: Tensor, zooms: Zooms, *, out: Tensor) -> None:
     r"""Add :math:`\nabla^T (v \nabla x)` to ``out``.
-
-    Loops compiled by numba on the CPU, torch operations elsewhere, as in :mod:`.fused`.
 
     Parameters
     ----------
@@ -26,7 +24,7 @@ def diffusion(image: Tensor, diffusivity: Tensor, zooms: Zooms, *, out: Tensor) 
     out : (X, Y, Z) real tensor
         Written to; none of the above.
     """
-    if _on_loops(image):
+    if loops.usable(image):
         kind = image.numpy().dtype.type
         _diffusion_loops(
             image.numpy(),
@@ -38,17 +36,13 @@ def diffusion(image: Tensor, diffusivity: Tensor, zooms: Zooms, *, out: Tensor) 
         _diffusion_torch(image, diffusivity, zooms, out)
 
 
-def _on_loops(tensor: Tensor) -> bool:
-    return tensor.device.type == "cpu" and tensor.dtype in (torch.float32, torch.float64)
-
-
 def _diffusion_torch(image: Tensor, diffusivity: Tensor, zooms: Zooms, out: Tensor) -> None:
     for component, axis, zoom in zip(diffusivity, SPACE, zooms, strict=True):
         flow = (image.roll(-1, axis) - image).mul_(component).div_(zoom**2)
         out.add_(flow.roll(1, axis)).sub_(flow)
 
 
-@compiled(parallel=True)
+@parallel
 def _diffusion_loops(image: NDArray, diffusivity: NDArray, per: NDArray, out: NDArray) -> None:
     nx, ny, nz = image.shape
     for i in numba.prange(nx):

@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from qsmpipe.numerics.compiled import compiled
+from qsmpipe.numerics.fused import loops
+from qsmpipe.numerics.fused.loops import parallel
 
 PIECE = 1 << 16
 """Elements of which one thread makes a sum."""
@@ -31,7 +32,7 @@ def dot(x: Tensor, y: Tensor) -> float:
     float
     """
     x, y = x.reshape(-1), y.reshape(-1)
-    if not _on_loops(x):
+    if not loops.usable(x):
         return torch.dot(x.double(), y.double()).item()
     sums = np.empty(-(-x.numel() // PIECE))
     _dot_loops(x.numpy(), y.numpy(), sums)
@@ -54,7 +55,7 @@ def descend(residual: Tensor, image: Tensor, step: float) -> float:
     -------
     float
     """
-    if not _on_loops(residual):
+    if not loops.usable(residual):
         residual.sub_(image, alpha=step)
         return dot(residual, residual)
     flat = residual.view(-1).numpy()
@@ -63,11 +64,7 @@ def descend(residual: Tensor, image: Tensor, step: float) -> float:
     return float(sums.sum())
 
 
-def _on_loops(tensor: Tensor) -> bool:
-    return tensor.device.type == "cpu" and tensor.dtype in (torch.float32, torch.float64)
-
-
-@compiled(parallel=True)
+@parallel
 def _dot_loops(x: NDArray, y: NDArray, sums: NDArray) -> None:
     for piece in numba.prange(len(sums)):
         first, last = piece * PIECE, min((piece + 1) * PIECE, len(x))
@@ -81,7 +78,7 @@ def _dot_loops(x: NDArray, y: NDArray, sums: NDArray) -> None:
         sums[piece] = lanes.sum()
 
 
-@compiled(parallel=True)
+@parallel
 def _descend_loops(residual: NDArray, image: NDArray, step: np.floating, sums: NDArray) -> None:
     for piece in numba.prange(len(sums)):
         first, last = piece * PIECE, min((piece + 1) * PIECE, len(residual))

@@ -1,8 +1,4 @@
-"""Primal-dual steps of total generalised variation under a wave equation, one pass each.
-
-Loops compiled by numba on the CPU and torch operations elsewhere, which are also the oracle of
-the loops' test; as in :mod:`.fused`, sums are taken plane by plane in a fixed order.
-"""
+"""Primal-dual steps of total generalised variation under a wave equation, one pass each."""
 
 from typing import NamedTuple
 
@@ -12,8 +8,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from qsmpipe.numerics.compiled import compiled
 from qsmpipe.numerics.fourier import Zooms
+from qsmpipe.numerics.fused import loops
+from qsmpipe.numerics.fused.loops import parallel
 
 KNOWN, SOLVED = 1, 2
 """Bits of a zone: voxels of the mask, and those of them whose equation counts."""
@@ -106,7 +103,7 @@ def dual_step(
     steps : Steps
         The sigmas.
     """
-    if not _on_loops(state.chi):
+    if not loops.usable(state.chi):
         _dual_torch(state, measured, zone, wave, laplacian, zooms, alpha1, alpha0, steps)
         return
     kind = state.chi.numpy().dtype.type
@@ -130,7 +127,7 @@ def primal_step(
 
     Parameters are those of :func:`dual_step`.
     """
-    if not _on_loops(state.chi):
+    if not loops.usable(state.chi):
         return _primal_torch(state, zone, wave, laplacian, zooms, steps)
     kind = state.chi.numpy().dtype.type
     sums = np.zeros((len(state.chi), 2))
@@ -149,10 +146,6 @@ def _relative(change: float, size: float) -> float:
     if change == 0:
         return 0.0
     return (change / size) ** 0.5 if size > 0 else float("inf")
-
-
-def _on_loops(tensor: Tensor) -> bool:
-    return tensor.device.type == "cpu" and tensor.dtype in (torch.float32, torch.float64)
 
 
 def _stencils(wave: Tensor, laplacian: Tensor, kind: type) -> tuple[NDArray, ...]:
@@ -237,7 +230,7 @@ def _primal_torch(
     return _relative(change, chi.double().square().sum().item())
 
 
-@compiled(parallel=True)
+@parallel
 def _dual_loops(
     chi: NDArray,
     rest: NDArray,
@@ -327,7 +320,7 @@ def _dual_loops(
                 second[3, i, j, k], second[4, i, j, k], second[5, i, j, k] = d, e, f
 
 
-@compiled(parallel=True)
+@parallel
 def _primal_loops(
     chi: NDArray,
     chi_ahead: NDArray,
