@@ -2,7 +2,7 @@
 
     python benchmarks/end_to_end.py --data /tmp/heads --out /tmp/end_to_end
 
-simulates whole heads (3 T and 7 T, upright and tilted, 1 mm and 2 mm), runs the app on each with
+simulates whole heads of 1 mm (3 T and 7 T, upright and tilted), runs the app on each with
 each preset, and prints one table. Heads and results are kept, so that it resumes. Scores are over
 the whole true brain, where what a method left out counts as zero, and again inside the mask that
 it kept. A chain with several inversions ("default --inversion tfi,tv") has a row for each map.
@@ -29,11 +29,11 @@ from qsmpipe.numerics.metrics import detrended_nrmse, hfen, nrmse, xsim
 from qsmpipe.numerics.units import hz_per_ppm
 
 CASES = {
-    2: (3.0, 0.0, 1), 4: (3.0, 20.0, 2), 6: (7.0, 20.0, 1), 8: (7.0, 0.0, 2),
-    9: (3.0, 0.0, 1), 10: (7.0, 0.0, 1), 11: (3.0, 20.0, 1), 12: (7.0, 30.0, 1),
-    13: (3.0, 0.0, 1), 14: (3.0, 30.0, 2), 15: (7.0, 10.0, 2), 16: (3.0, 10.0, 1),
+    2: (3.0, 0.0), 4: (3.0, 20.0), 6: (7.0, 20.0), 8: (7.0, 0.0),
+    9: (3.0, 0.0), 10: (7.0, 0.0), 11: (3.0, 20.0), 12: (7.0, 30.0),
+    13: (3.0, 0.0), 14: (3.0, 30.0), 15: (7.0, 10.0), 16: (3.0, 10.0),
 }  # fmt: skip
-"""Head to field strength (T), tilt (degrees) and edge of a voxel (mm)."""
+"""Head to field strength (T) and tilt (degrees)."""
 
 TUNED, REPORTED = (2, 4, 6, 8), (9, 10, 11, 12, 13, 14, 15, 16)
 """Heads that defaults may be chosen on, and heads that tell how good they are."""
@@ -130,10 +130,8 @@ def main() -> None:
     rows: dict[tuple[str, str, str], list[dict[str, float]]] = {}
     costs: dict[str, list[dict[str, float]]] = {}
     for head in given.heads:
-        field_strength, tilt, voxel = CASES[head]
-        folder = write_head(
-            head, given.data, field_strength=field_strength, tilt=tilt, voxel=voxel
-        )
+        field_strength, tilt = CASES[head]
+        folder = write_head(head, given.data, field_strength=field_strength, tilt=tilt)
         truth = dict(np.load(folder / "truth.npz"))
         for chain in given.chains:
             out = given.out / re.sub(r"\W+", "_", chain) / folder.name
