@@ -80,6 +80,25 @@ def error(chi: Tensor, truth: Tensor, mask: Tensor) -> float:
     return ((a - b).norm() / b.norm()).item()
 
 
+def dipole_spectrum(
+    shape: Sequence[int], zooms: Sequence[float], b0_direction: Sequence[float]
+) -> np.ndarray:
+    """Dipole on the whole spectrum, by its definition and in other words than ours."""
+    k = np.stack(np.meshgrid(*map(np.fft.fftfreq, shape, zooms), indexing="ij"))
+    angle = np.pi * k * np.reshape(zooms, (3, 1, 1, 1))
+    with np.errstate(invalid="ignore"):
+        factor = k * np.where(angle == 0, 1, angle * np.cos(angle) / np.sin(angle))
+    squared = (k**2).sum(0)
+    squared[0, 0, 0] = np.inf
+    kernel = 1 / 3 - sum(
+        b * c * (k[i] ** 2 if i == j else factor[i] * factor[j]) / squared
+        for i, b in enumerate(b0_direction)
+        for j, c in enumerate(b0_direction)
+    )
+    kernel[0, 0, 0] = 0
+    return kernel
+
+
 def dense(shape: Sequence[int], apply: Callable[[Tensor], Tensor]) -> np.ndarray:
     """Matrix of a linear map of tensors of ``shape``."""
     unit = torch.eye(math.prod(shape), dtype=torch.float64).reshape(-1, *shape)

@@ -9,6 +9,7 @@ import nibabel as nb
 import numpy as np
 import pytest
 import torch
+from phantoms import dipole_spectrum
 from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
@@ -451,13 +452,7 @@ def crowded() -> Tensor:
 
 def dense_dipoles(mask: Tensor, case: Case) -> np.ndarray:
     """Fields inside ``mask`` (rows) of all sources outside it (columns), by definition."""
-    k = np.stack(np.meshgrid(*(
-        np.fft.fftfreq(n, zoom) for n, zoom in zip(case.shape, case.zooms, strict=True)
-    ), indexing="ij"))  # fmt: skip
-    squared = (k**2).sum(0)
-    squared[0, 0, 0] = np.inf
-    kernel = 1 / 3 - np.einsum("i...,i", k, case.b0_direction) ** 2 / squared
-    kernel[0, 0, 0] = 0
+    kernel = dipole_spectrum(case.shape, case.zooms, case.b0_direction)
     columns = []
     for source in np.argwhere(~mask.numpy()):
         unit = np.zeros(case.shape)
@@ -546,7 +541,7 @@ def test_a_head_tilted_by_30_degrees_is_as_good_as_an_axial_one() -> None:
         total = (local + background).float()
         result = pdf(total, mask, (1.0, 1.0, 1.0), b0_direction=(0, sin, cos))
         errors.append(rms((result.field - local)[mask]) / rms(local[mask]))
-    assert errors[1] == pytest.approx(errors[0], rel=0.15)
+    assert errors[1] < 1.05 * errors[0]
     assert max(errors) < 0.3
 
 

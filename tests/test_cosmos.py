@@ -19,6 +19,7 @@ from qsmpipe import bids, checks, examples, images
 from qsmpipe.cli import main
 from qsmpipe.examples import rotation
 from qsmpipe.interfaces.cosmos import Cosmos, RegisterRigid, ResampleTo
+from qsmpipe.numerics import kernels
 from qsmpipe.numerics.inversion import tv
 from qsmpipe.numerics.inversion.cosmos import conditioning, cosmos
 from qsmpipe.numerics.operators import Dipole
@@ -48,8 +49,9 @@ def measured(
     truth = phantom(**grid)
     generator = torch.Generator().manual_seed(1)
     chi = truth.chi.double()
+    wide = tuple(2 * n for n in chi.shape)
     fields = [
-        Dipole.on_grid(chi, truth.zooms, b)(chi)
+        Dipole(wide, kernels.dipole(wide, truth.zooms, b, tapered=False, like=chi))(chi)
         + noise * torch.randn(chi.shape, generator=generator, dtype=chi.dtype)
         for b in directions
     ]

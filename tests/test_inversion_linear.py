@@ -6,8 +6,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from phantoms import ISOTROPIC, TILTED, Phantom, error, phantom
-from test_inversion import full
+from phantoms import ISOTROPIC, TILTED, Phantom, dense, error, phantom
 from torch import Tensor
 
 from qsmpipe.numerics.fourier import Shape, copies, irfft, rfft
@@ -50,7 +49,7 @@ def matrix_of(prior: Prior, shape: Shape) -> np.ndarray:
     """What the prior penalises is the square of this times the map."""
     if prior == "identity":
         return np.eye(np.prod(shape))
-    slope = full(shape, partial(gradient, zooms=UNEVEN))
+    slope = dense(shape, partial(gradient, zooms=UNEVEN))
     return slope if prior == "gradient" else slope.T @ slope
 
 
@@ -92,7 +91,7 @@ def test_l2_is_the_dense_solution_with_every_prior(
     monkeypatch.setattr(sys.modules[l2.__module__], "PADDING", 0.0)
     shape, lambda_ = (5, 5, 5), 0.03
     field, mask = random(*shape), torch.ones(shape, dtype=torch.bool)
-    d = full(shape, Dipole(shape, dipole(shape, UNEVEN, TILTED, like=field)))
+    d = dense(shape, Dipole(shape, dipole(shape, UNEVEN, TILTED, like=field)))
     p = matrix_of(prior, shape)
     right = d.T @ field.reshape(-1).numpy()
     expected = np.linalg.lstsq(d.T @ d + lambda_ * p.T @ p, right, rcond=1e-12)[0]
@@ -113,7 +112,7 @@ def test_tikhonov_is_the_dense_solution(prior: Prior, weighted: bool) -> None:
     inside = torch.zeros(wide, dtype=torch.bool)
     inside[:6, :5, :4] = mask
     seen = inside.reshape(-1).numpy()
-    d = full(wide, Dipole(wide, dipole(wide, UNEVEN, TILTED, like=field)))[np.ix_(seen, seen)]
+    d = dense(wide, Dipole(wide, dipole(wide, UNEVEN, TILTED, like=field)))[np.ix_(seen, seen)]
     p = matrix_of(prior, wide)[:, seen]
     w = (noise[mask].median() / noise[mask]).numpy() if weighted else np.ones(seen.sum())
     system = d.T @ (w[:, None] ** 2 * d) + lambda_ * p.T @ p
@@ -200,7 +199,7 @@ def test_the_first_step_solves_its_system() -> None:
     everywhere[:4, :5, :4] = weight
     data = torch.zeros(wide, dtype=torch.float64)
     data[:4, :5, :4] = weight * field
-    d = full(wide, Dipole(wide, kernel))
+    d = dense(wide, Dipole(wide, kernel))
     system = d @ (everywhere.reshape(-1, 1).numpy() * d)
     right = d @ data.reshape(-1).numpy()
     expected = np.linalg.lstsq(system, right, rcond=1e-10)[0]
@@ -216,8 +215,8 @@ def test_the_streaks_are_the_dense_solution() -> None:
     chi = random(*shape)
     smooth = random(3, *box, seed=1).abs()
     cone = dipole(shape, UNEVEN, TILTED, like=chi).abs() < 0.12
-    only = full(shape, lambda image: irfft(rfft(image, shape) * cone, shape, shape))
-    slope = full(shape, lambda image: gradient(image, UNEVEN)[:, :4, :5, :4] * smooth)
+    only = dense(shape, lambda image: irfft(rfft(image, shape) * cone, shape, shape))
+    slope = dense(shape, lambda image: gradient(image, UNEVEN)[:, :4, :5, :4] * smooth)
     expected = np.linalg.pinv(slope @ only, rcond=1e-10) @ (slope @ chi.reshape(-1).numpy())
     found, convergence = streaks(
         chi, smooth, cone, UNEVEN, shape, tolerance=1e-12, max_iterations=2000

@@ -105,7 +105,7 @@ def test_gauss_newton_reaches_the_objective_of_a_slow_solver() -> None:
     )
     slow = tiny.slow()
     assert convergence.converged
-    assert tiny.objective(torch.zeros_like(image)) > 1.3 * slow
+    assert tiny.objective(torch.zeros_like(image)) > 1.1 * slow
     assert tiny.objective(image) == pytest.approx(slow, rel=1e-4)
 
 

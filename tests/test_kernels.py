@@ -8,6 +8,7 @@ import pytest
 import scipy.fft
 import scipy.sparse.linalg
 import torch
+from phantoms import dipole_spectrum
 from torch import Tensor
 
 from qsmpipe.numerics.fourier import convolve, padded_shape, rfft
@@ -92,21 +93,7 @@ def test_the_field_of_an_infinite_cylinder(angle: float) -> None:
 def test_the_kernel_is_its_formula_on_the_whole_spectrum(
     shape: tuple[int, int, int], zooms: tuple[float, float, float]
 ) -> None:
-    k = np.stack(
-        np.meshgrid(*(np.fft.fftfreq(n, d) for n, d in zip(shape, zooms, strict=True)),
-                    indexing="ij")
-    )  # fmt: skip
-    squared = (k**2).sum(0)
-    squared[0, 0, 0] = 1
-    angle = np.pi * k * np.reshape(zooms, (3, 1, 1, 1))
-    with np.errstate(invalid="ignore"):
-        factor = k * np.where(angle == 0, 1, angle * np.cos(angle) / np.sin(angle))
-    expected = 1 / 3 - sum(
-        OBLIQUE[i] * OBLIQUE[j] * (k[i] ** 2 if i == j else factor[i] * factor[j]) / squared
-        for i in range(3)
-        for j in range(3)
-    )
-    expected[0, 0, 0] = 0
+    expected = dipole_spectrum(shape, zooms, OBLIQUE)
     kernel = dipole(shape, zooms, OBLIQUE, like=torch.zeros((), dtype=torch.float64))
     np.testing.assert_allclose(kernel, expected[..., : shape[2] // 2 + 1], atol=1e-12)
     # the same on all of the spectrum: +k and -k are one frequency at the end of an even axis

@@ -21,7 +21,12 @@ def frequencies(shape: Shape, zooms: Zooms, *, like: Tensor) -> tuple[Tensor, Te
 
 
 def dipole(
-    shape: Shape, zooms: Zooms, b0_direction: Sequence[float] = AXIAL, *, like: Tensor
+    shape: Shape,
+    zooms: Zooms,
+    b0_direction: Sequence[float] = AXIAL,
+    *,
+    tapered: bool = True,
+    like: Tensor,
 ) -> Tensor:
     r"""Transfer function from susceptibility (ppm) to field (ppm), :math:`1/3 - (k.b)^2/k^2` [1]_.
 
@@ -39,6 +44,9 @@ def dipole(
         Grid of the transform and its voxel size (mm).
     b0_direction : sequence of 3 floats
         Unit vector along B0 in voxel axes.
+    tapered : bool
+        Whether the products end at 0. Not for a field that was measured on other axes and
+        resampled: it has them all.
     like : Tensor
         Gives dtype and device.
 
@@ -66,9 +74,11 @@ def dipole(
     waves = frequencies(shape, zooms, like=like)
     kx, ky, kz = waves
     along = [b * k for b, k in zip(b0_direction, waves, strict=True)]
-    tapered = [a * _taper(k, zoom) for a, k, zoom in zip(along, waves, zooms, strict=True)]
-    products = (tapered[0] + tapered[1] + tapered[2]) ** 2
-    squares = [a**2 - t**2 for a, t in zip(along, tapered, strict=True)]
+    factors = along
+    if tapered:
+        factors = [a * _taper(k, zoom) for a, k, zoom in zip(along, waves, zooms, strict=True)]
+    products = (factors[0] + factors[1] + factors[2]) ** 2
+    squares = [a**2 - t**2 for a, t in zip(along, factors, strict=True)]
     squared = kx**2 + ky**2 + kz**2
     squared[0, 0, 0] = torch.inf
     transfer = 1 / 3 - (products + squares[0] + squares[1] + squares[2]) / squared

@@ -135,7 +135,9 @@ def cosmos(
     known, inside, box = crop(fields, mask)
     i, j, k = (math.ceil((1 + PADDING) * n) for n in inside.shape)
     shape = padded_shape((i, j, k), zooms, margin=0.0)
-    kernels = [dipole(shape, zooms, direction, like=known) for direction in b0_directions]
+    kernels = [  # not tapered: all but the first were measured on axes of their own
+        dipole(shape, zooms, direction, tapered=False, like=known) for direction in b0_directions
+    ]
     _check_orientations(b0_directions, lambda_)
     total = torch.zeros_like(kernels[0])
     for kernel in kernels:
