@@ -13,12 +13,14 @@ import torch
 
 from qsmpipe import images
 from qsmpipe.examples import rotation
-from qsmpipe.numerics.simulate import Scan, add_noise, maps_of, simulate, upsample
+from qsmpipe.numerics.simulate import Scan, add_noise, block_mean, maps_of, simulate, upsample
 from qsmpipe.numerics.simulate.labels import TISSUES, brain_mask, clean
 from qsmpipe.numerics.units import GAMMA
 
 HEADS = Path(__file__).parents[2] / "shared" / "data" / "heads"
 ECHO_TIMES = {3.0: (0.005, 0.010, 0.015, 0.020, 0.025), 7.0: (0.004, 0.009, 0.014, 0.019)}
+PURE = 0.5
+"""Susceptibility (ppm, relative to water) beyond which there is no tissue."""
 MARGIN = 8
 """Air kept around the head, and neck kept below the brain (voxels)."""
 
@@ -90,9 +92,11 @@ def write_head(
             sidecar = common | {"EchoTime": time} | more
             Path(f"{stem}.json").write_text(json.dumps(sidecar))
     majority = labels[window]
+    # Voxels that hold air or bone as well have no susceptibility of the brain to be found.
+    pure = block_mean((maps.chi.abs() < PURE).float(), 2)[window] == 1
     np.savez_compressed(
         folder / "truth.npz",
-        mask=scanned.mask.numpy(),
+        mask=(scanned.mask & pure).numpy(),
         chi=scanned.chi.numpy().astype(np.float32),
         total=scanned.total.numpy().astype(np.float32),
         local=scanned.local.numpy().astype(np.float32),
