@@ -291,7 +291,7 @@ def test_the_remnant_is_the_harmonic_field(noisy: tuple[Phantom, Tensor]) -> Non
     solver = WeakHarmonic(grid, rho=100 / PER_PPM, mu=1.0, beta=150.0, nu=3.0)
     weight = head.mask.to(head.field)
     choices = {"lambda_": 2e-4, "tolerance": 1e-3, "max_iterations": 200}
-    run_on_phase(solver, weight, PER_PPM, **choices)
+    run_on_phase(solver, weight, PER_PPM, {}, **choices)
     remnant = solver.harmonic()
     assert error(remnant, added, head.mask) < 0.1
     bend = Dipole(grid.window.shape, laplacian(grid.window.shape, head.zooms, like=weight))

@@ -1,6 +1,6 @@
 """Dipole inversion with total variation and the signal's phase for data."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Literal
 
@@ -29,7 +29,6 @@ from qsmpipe.numerics.inversion.tv import (
 )
 from qsmpipe.numerics.kernels import AXIAL
 from qsmpipe.numerics.noise import data_weight
-from qsmpipe.numerics.solvers import Convergence
 
 DEFAULT_MU = 1.0
 """Penalty of the field's split. The data term is not convex; below 0.3 the iteration did not come
@@ -115,26 +114,27 @@ def nltv(
         per_ppm * field, mask, zooms, b0_direction, padding=PADDING, reach=REACH, smooth=smooth
     )
     solver = TotalVariation(grid, rho=rho / per_ppm, mu=mu)
-    convergence = run_on_phase(
+    return run_on_phase(
         solver,
         data_weight(mask, noise, field),
         per_ppm,
+        chosen,
         lambda_=lambda_,
         tolerance=tolerance,
         max_iterations=max_iterations,
     )
-    return Susceptibility(solver.map() / per_ppm, convergence, chosen)
 
 
 def run_on_phase(
     solver: TotalVariation,
     weight: Tensor,
     per_ppm: float,
+    chosen: Mapping[str, float],
     *,
     lambda_: float,
     tolerance: float,
     max_iterations: int,
-) -> Convergence:
+) -> Susceptibility:
     r"""Run with :math:`\tfrac12 \|W (e^{iy} - e^{if})\|^2` for data, after the linear steps.
 
     Parameters
@@ -145,6 +145,8 @@ def run_on_phase(
         W on the image's grid.
     per_ppm : float
         Phase (rad) of 1 ppm.
+    chosen : mapping
+        Parameters that were chosen, to be told with the map.
     lambda_ : float
         In ppm, as of :func:`.tv.tv`.
     tolerance, max_iterations
@@ -158,9 +160,10 @@ def run_on_phase(
         tolerance=0.0,
         max_iterations=LINEAR_STEPS,
     )
-    return solver.run(
+    convergence = solver.run(
         partial(phase_split, measured=phase, weight=w.square_().div_(solver.mu)),
         lambda_=per_ppm * lambda_,
         tolerance=tolerance,
         max_iterations=max_iterations,
     )
+    return Susceptibility(solver.map() / per_ppm, convergence, chosen)

@@ -172,15 +172,15 @@ def nltgv(
     per_ppm = phase_scale(field_strength, echo_times)
     grid = Grid.around(per_ppm * field, mask, zooms, b0_direction, padding=PADDING, reach=REACH)
     solver = GeneralisedVariation(grid, rho=rho / per_ppm, mu=mu, ratio=ratio)
-    convergence = run_on_phase(
+    return run_on_phase(
         solver,
         data_weight(mask, noise, field),
         per_ppm,
+        chosen,
         lambda_=lambda_,
         tolerance=tolerance,
         max_iterations=max_iterations,
     )
-    return Susceptibility(solver.map() / per_ppm, convergence, chosen)
 
 
 class GeneralisedVariation(TotalVariation):

@@ -113,15 +113,15 @@ def whqsm(
     per_ppm = phase_scale(field_strength, echo_times)
     grid = Grid.around(per_ppm * field, mask, zooms, b0_direction, padding=PADDING, reach=REACH)
     solver = WeakHarmonic(grid, rho=rho / per_ppm, mu=mu, beta=beta, nu=nu)
-    convergence = run_on_phase(
+    return run_on_phase(
         solver,
         data_weight(mask, noise, field),
         per_ppm,
+        chosen,
         lambda_=lambda_,
         tolerance=tolerance,
         max_iterations=max_iterations,
     )
-    return Susceptibility(solver.map() / per_ppm, convergence, chosen)
 
 
 class WeakHarmonic(TotalVariation):
