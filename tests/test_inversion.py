@@ -72,7 +72,7 @@ BOUNDS = {
     "hdqsm": 0.15,
     "medi": 0.15,
     "ndi": 0.55,
-    "sstv": 0.5,
+    "sstv": 0.55,
     "tfi": 0.5,
 }
 """Error of each method on the phantom without noise."""
@@ -115,7 +115,7 @@ def test_the_analytic_field_of_a_ball_gives_its_susceptibility(name: str) -> Non
     chi = ALL[name](field, mask, zooms, b0_direction=TILTED).chi
     around = chi[mask & (r > radius + 1.5)]
     found = (chi[r < radius - 1].mean() - around.mean()).item() / value
-    assert 1 - SHRINKS.get(name, 0.12) < found < 1.08
+    assert 1 - SHRINKS.get(name, 0.12) < found < 1.1
     assert around.std() < 0.1 * value
 
 

@@ -456,7 +456,7 @@ def test_tgv_more_weight_is_smoother(small: Phantom) -> None:
         inner = gradient(from_phase(small, **choices).chi, small.zooms)[:, small.mask]
         return inner.abs().sum().item()
 
-    assert roughness(alpha1=4e-3) < 0.9 * roughness() < 0.9 * roughness(alpha1=2.5e-4)
+    assert roughness(alpha1=4e-3) < 0.97 * roughness() < 0.9 * roughness(alpha1=2.5e-4)
     assert roughness(alpha0=3e-4) != pytest.approx(roughness(), rel=1e-2)
 
 

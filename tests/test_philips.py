@@ -89,6 +89,24 @@ def test_the_brain_is_a_brain_and_its_susceptibility_small(derivatives: Path) ->
     assert total[brain].std() < 100
 
 
+def test_a_background_that_led_to_no_map_is_said_to_be_for_itself(derivatives: Path) -> None:
+    """Total field inversion is the default: PDF gives the local field and nothing else."""
+    stages = {
+        name: [
+            step["stage"]
+            for step in json.loads((derivatives / "sub-philips" / f"{name}.json").read_text())[
+                "ProcessingSteps"
+            ]
+        ]
+        for name in ("anat/sub-philips_Chimap", "fmap/sub-philips_desc-local_fieldmap")
+    }
+    assert "inversion" in stages["anat/sub-philips_Chimap"]
+    assert "background" not in stages["anat/sub-philips_Chimap"]
+    assert "background" in stages["fmap/sub-philips_desc-local_fieldmap"]
+    text = (derivatives / "logs" / "CITATION.md").read_text()
+    assert "For the local field alone, background fields were removed" in text
+
+
 def test_its_derivatives_are_valid_and_reported(derivatives: Path) -> None:
     assert (derivatives / "sub-philips.html").stat().st_size > 10_000
     assert [*derivatives.glob("sub-philips/figures/*")]

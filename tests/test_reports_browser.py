@@ -60,7 +60,7 @@ def test_a_page_draws_everything_quietly(tab: Any, output: Path, name: str, widt
     tab.set_viewport_size({"width": width, "height": 900})
     tab.goto((output / f"{name}.html").as_uri())
     assert tab.evaluate("[...document.images].every(i => i.complete && i.naturalWidth > 0)")
-    assert tab.locator("img").count() == (11 if name == "sub-01" else 0)
+    assert tab.locator("img").count() == (13 if name == "sub-01" else 0)
     assert tab.evaluate("document.documentElement.scrollWidth") <= width, "it runs off the side"
     assert tab.complaints == []
 
