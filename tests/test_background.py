@@ -168,6 +168,16 @@ def test_the_methods_agree(head: Head) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_the_layout_in_memory_does_not_matter(name: str, head: Head) -> None:
+    """Arrays of NIfTI files run along their first axis."""
+    case, total = CASES["axial"], head.local + head.background
+    turned = [image.permute(2, 1, 0).contiguous().permute(2, 1, 0) for image in (total, head.mask)]
+    found, expected = remove(name, *turned, case), remove(name, total, head.mask, case)
+    assert torch.equal(found.mask, expected.mask)
+    torch.testing.assert_close(found.field, expected.field, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_echoes_at_once_are_echoes_one_by_one(name: str, head: Head) -> None:
     case = CASES["axial"]
     echoes = torch.stack([head.local, head.background + 1, head.local - head.background])

@@ -63,11 +63,14 @@ def known_field(field: Tensor, mask: Tensor) -> Tensor:
 
 
 def crop(field: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Box]:
-    """Cut :func:`known_field` and its mask to the mask's bounding box; and say where it lies."""
+    """Cut :func:`known_field` and its mask to the mask's bounding box; and say where it lies.
+
+    Both are contiguous, however the images lie in memory.
+    """
     check_mask(field, mask)
     box = bounding_box(mask)
-    inside = mask[box]
-    return known_field(field[(..., *box)], inside), inside, box
+    inside = mask[box].contiguous()
+    return known_field(field[(..., *box)], inside).contiguous(), inside, box
 
 
 def bounding_box(mask: Tensor) -> Box:

@@ -56,7 +56,9 @@ def conjugate_gradient(
         ``change`` is the relative residual.
     """
     x = torch.zeros_like(right) if start is None else start.clone()
-    residual = right - apply(x) if start is not None else right.clone()
+    residual = right.clone(memory_format=torch.contiguous_format)
+    if start is not None:
+        residual.sub_(apply(x))
     norm, squared = dot(right, right) ** 0.5, dot(residual, residual)
     del right  # volumes are large: hold none longer than needed
     relative = squared**0.5 / norm if norm > 0 else 0.0
@@ -116,7 +118,8 @@ def minimal_residual(
     norm = dot(right, right) ** 0.5
     if norm == 0:
         return x, Convergence(True, 0, 0.0, tolerance)
-    residual, direction = right.clone(), right.clone()
+    residual = right.clone(memory_format=torch.contiguous_format)
+    direction = residual.clone()
     del right  # volumes are large: hold none longer than needed
     along = apply(direction)
     gradient, squared, largest, iterations = dot(residual, along), norm**2, 0.0, 0
