@@ -14,7 +14,7 @@ import argparse
 import inspect
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ CASES = {4: (3.0, 20.0), 8: (7.0, 0.0), 14: (3.0, 30.0), 15: (7.0, 10.0)}
 ZOOMS = (2.0, 2.0, 2.0)
 TRUE = "(true local field)"
 TOTAL = "(none)"
+STARTS = {name: row.starts_from for name, row in METHODS["inversion"].items()}
 
 
 def call(function: Callable[..., Any], *images: Tensor, given: Mapping[str, Any]) -> Any:
@@ -72,39 +73,44 @@ def examine(head: int, data: Path, out: Path) -> tuple[dict[str, Tensor], dict[s
     }
 
 
-def main() -> None:
-    """Print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True, help="keep the simulated heads here")
-    parser.add_argument("--out", type=Path, required=True, help="keep the app's results here")
-    parser.add_argument("--heads", type=int, nargs="+", choices=list(CASES), default=list(CASES))
-    given = parser.parse_args()
-    scores: dict[tuple[str, str], list[dict[str, float]]] = defaultdict(list)
-    losses: dict[tuple[str, str], list[dict[str, float]]] = defaultdict(list)
-    seconds: dict[str, list[float]] = defaultdict(list)
-    starts = {name: row.starts_from for name, row in METHODS["inversion"].items()}
-    for head in given.heads:
-        truth, known = examine(head, given.data, given.out)
-        field, mask, brain = known.pop("field"), known.pop("mask"), truth["mask"]
+Scores = defaultdict[tuple[str, str], list[dict[str, float]]]
 
-        def invert(
-            name: str, image: Tensor, kept: Tensor, known: Mapping[str, Any] = known
-        ) -> Tensor:
+
+class Tables:
+    """What the heads add up to."""
+
+    def __init__(self) -> None:
+        self.scores: Scores = defaultdict(list)
+        """Inversion and background removal to the score of each head."""
+        self.losses: Scores = defaultdict(list)
+        """Inversion and what the truth stood in for to the score of each head."""
+        self.seconds: defaultdict[str, list[float]] = defaultdict(list)
+
+    def add(self, truth: Mapping[str, Tensor], known: Mapping[str, Any]) -> None:
+        """Run every combination on a head, and put the truth in stage by stage."""
+        field, mask, brain = known["field"], known["mask"], truth["mask"]
+        given = {key: value for key, value in known.items() if key not in ("field", "mask")}
+
+        def remove(name: str, image: Tensor, kept: Tensor) -> Any:
+            return call(function_of("background", name), image, kept, given=given)
+
+        def invert(name: str, image: Tensor, kept: Tensor) -> dict[str, float]:
             begin = time.monotonic()
-            chi = call(function_of("inversion", name), image, kept, given=known).chi
-            seconds[name].append(time.monotonic() - begin)
-            return chi
+            chi = call(function_of("inversion", name), image, kept, given=given).chi
+            self.seconds[name].append(time.monotonic() - begin)
+            return score(chi, kept, truth)
 
-        locals_ = {TRUE: (truth["local"], brain)}
+        local_fields = {TRUE: (truth["local"], brain)}
         for background in METHODS["background"]:
-            found = call(function_of("background", background), field, mask, given=known)
-            locals_[background] = found.field, found.mask
-        for name, start in starts.items():
+            found = remove(background, field, mask)
+            local_fields[background] = found.field, found.mask
+        for name, start in STARTS.items():
             if start == "total field":
-                scores[name, TOTAL].append(score(invert(name, field, mask), mask, truth))
+                self.scores[name, TOTAL].append(invert(name, field, mask))
             elif start == "local field":
-                for background, (local, kept) in locals_.items():
-                    scores[name, background].append(score(invert(name, local, kept), kept, truth))
+                for background, (local, kept) in local_fields.items():
+                    self.scores[name, background].append(invert(name, local, kept))
+
         both = mask & brain
         for name in ("tfi", "tv"):
             for what, total, kept in (
@@ -113,35 +119,48 @@ def main() -> None:
                 ("total field in that mask", truth["total"], both),
                 ("total field and mask", truth["total"], brain),
             ):
-                image = total
-                if starts[name] == "local field":
-                    image = call(function_of("background", "pdf"), image, kept, given=known).field
-                chi = invert(name, image, kept)
-                losses[name, what].append(score(chi, kept, truth))
-            if starts[name] == "local field":
-                for what, kept in (("local field in that mask", both), ("local field", brain)):
-                    chi = invert(name, truth["local"], kept)
-                    losses[name, what].append(score(chi, kept, truth))
+                local = STARTS[name] == "local field"
+                image = remove("pdf", total, kept).field if local else total
+                self.losses[name, what].append(invert(name, image, kept))
+        for what, kept in (("local field in that mask", both), ("local field", brain)):
+            self.losses["tv", what].append(invert("tv", truth["local"], kept))
+
+    def print(self) -> None:
+        """Print them in Markdown."""
+        columns = [TRUE, *METHODS["background"], TOTAL]
+        for key in ("XSIM", "NRMSE"):
+            print(f"\n{key} of susceptibility\n")
+            print("| inversion | s |" + "".join(f" {column} |" for column in columns))
+            print("|---|---|" + "---|" * len(columns))
+            for name, start in STARTS.items():
+                if start != "phase":
+                    cells = "".join(f" {cell(self.scores.get((name, b)), key)} |" for b in columns)
+                    print(f"| `{name}` | {np.mean(self.seconds[name]):.2g} |{cells}")
+        print("\n| inversion | true | XSIM | NRMSE |\n|---|---|---|---|")
+        for (name, what), found in self.losses.items():
+            print(f"| `{name}` | {what} | {cell(found, 'XSIM')} | {cell(found, 'NRMSE')} |")
+
+
+def cell(found: Sequence[Mapping[str, float]] | None, key: str) -> str:
+    """Mean and, of several heads, standard deviation; nothing where there is nothing."""
+    if not found:
+        return ""
+    values = [one[key] for one in found]
+    return f"{np.mean(values):.3g}" + (f" ({np.std(values):.2g})" if len(values) > 1 else "")
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True, help="keep the simulated heads here")
+    parser.add_argument("--out", type=Path, required=True, help="keep the app's results here")
+    parser.add_argument("--heads", type=int, nargs="+", choices=list(CASES), default=list(CASES))
+    given = parser.parse_args()
+    tables = Tables()
+    for head in given.heads:
+        tables.add(*examine(head, given.data, given.out))
         print(f"head {head} done", flush=True)
-
-    def cell(found: list[dict[str, float]] | None, key: str) -> str:
-        if not found:
-            return ""
-        values = [one[key] for one in found]
-        return f"{np.mean(values):.3g} ({np.std(values):.2g})"
-
-    columns = [TRUE, *METHODS["background"], TOTAL]
-    for key in ("XSIM", "NRMSE"):
-        print(f"\n{key} of susceptibility, {len(given.heads)} heads\n")
-        print("| inversion | s |" + "".join(f" {column} |" for column in columns))
-        print("|---|---|" + "---|" * len(columns))
-        for name, start in starts.items():
-            if start != "phase":
-                cells = "".join(f" {cell(scores.get((name, b)), key)} |" for b in columns)
-                print(f"| `{name}` | {np.mean(seconds[name]):.2g} |{cells}")
-    print("\n| inversion | true | XSIM | NRMSE |\n|---|---|---|---|")
-    for (name, what), found in losses.items():
-        print(f"| `{name}` | {what} | {cell(found, 'XSIM')} | {cell(found, 'NRMSE')} |")
+    tables.print()
 
 
 if __name__ == "__main__":
