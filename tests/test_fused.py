@@ -17,6 +17,7 @@ from qsmpipe.numerics.fused.curvature import curvature_split, curvature_step
 from qsmpipe.numerics.fused.data import data_split, limit_split, phase_limit_split, phase_split
 from qsmpipe.numerics.fused.gradient import ALLOWED, OBSERVED, STEEP, Sums, gradient_split
 from qsmpipe.numerics.fused.spectral import dipole_step, harmonic_step
+from qsmpipe.numerics.fused.vectors import descend, dot
 from qsmpipe.numerics.operators import gradient, gradient_adjoint
 
 ZOOMS = (1.0, 0.7, 2.5)
@@ -369,6 +370,20 @@ def test_both_bodies_of_the_curvature_solution_solve_the_four_equations(
     solve(theirs)
     for mine, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(mine, other, **close)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(3,), (7, 5, 9), (70, 60, 50)], ids=str)
+def test_both_bodies_of_the_vector_steps_agree(
+    shape: tuple[int, ...], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    ours, image = (torch.randn(shape, generator=generator, dtype=dtype) for _ in range(2))
+    theirs = ours.clone()
+    found = dot(ours, image), descend(ours, image, 0.3)
+    by_torch(monkeypatch)
+    assert found == pytest.approx((dot(theirs, image), descend(theirs, image, 0.3)), rel=1e-5)
+    torch.testing.assert_close(ours, theirs)
 
 
 def test_the_number_of_threads_changes_no_bit() -> None:

@@ -11,8 +11,10 @@ import torch
 from phantoms import dipole_spectrum
 from torch import Tensor
 
-from qsmpipe.numerics.fourier import convolve, padded_shape, rfft
+from qsmpipe.numerics.balls import Balls
+from qsmpipe.numerics.fourier import convolve, irfft, padded_shape, rfft
 from qsmpipe.numerics.kernels import AXIAL, dipole, gaussian, laplacian
+from qsmpipe.numerics.masks.morphology import dilate, erode
 from qsmpipe.numerics.operators import Dipole, gradient, gradient_adjoint
 from qsmpipe.numerics.simulate.field import FreeSpace
 from qsmpipe.numerics.solvers import conjugate_gradient, dot, lsmr
@@ -87,6 +89,23 @@ def test_the_field_of_an_infinite_cylinder(angle: float) -> None:
     assert (field - outside)[far].abs().max() < 0.02
     assert (field - outside)[far].square().mean().sqrt() < 0.006
     torch.testing.assert_close(field[r < radius - 2].mean().item(), inside, rtol=0, atol=0.006)
+
+
+@pytest.mark.parametrize("degrees", [0, 30, 45, 70])
+def test_the_field_of_a_cylinder_across_an_oblique_b0(degrees: float) -> None:
+    """Outside: chi/2 (a/r)^2 cos 2 (phi - phi0); inside: -chi/6. Its edge rings nowhere."""
+    radius, shape = 6.0, (161, 1, 157)
+    x, _, z = coordinates(shape, (1.0, 1.0, 1.0))
+    r = (x**2 + z**2).sqrt()
+    rod = (r <= radius).to(torch.float64)
+    cosine, sine = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    kernel = dipole(shape, (1.0, 1.0, 1.0), (sine, 0.0, cosine), like=rod)
+    field = convolve(rod, kernel, shape)
+    along, across = cosine * z + sine * x, cosine * x - sine * z
+    outside = rod.sum() / math.pi / 2 * (along**2 - across**2) / r**4
+    far = (r > 1.5 * radius) & (r < 4 * radius)
+    assert (field - outside)[far].square().mean().sqrt() < 0.006
+    torch.testing.assert_close(field[r < radius - 2].mean().item(), -1 / 6, rtol=0, atol=0.006)
 
 
 @pytest.mark.parametrize(("shape", "zooms"), GRIDS.values(), ids=GRIDS)
@@ -199,17 +218,48 @@ def test_padding_puts_zeros_behind() -> None:
     torch.testing.assert_close(rfft(image, (6, 8, 9)), torch.fft.rfftn(padded))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(9, 10, 12), (8, 7, 11)])
+def test_there_and_back_gives_the_image(shape: tuple[int, int, int], dtype: torch.dtype) -> None:
+    """Several images, odd and even, in any layout; the spectrum is spared unless told."""
+    image = noise(2, 5, 7, 6).to(dtype).transpose(1, 3)
+    spectrum = rfft(image, shape)
+    kept = spectrum.clone()
+    torch.testing.assert_close(irfft(spectrum, shape, image.shape[-3:]), image)
+    assert torch.equal(spectrum, kept)
+    torch.testing.assert_close(irfft(spectrum, shape, shape, overwrite=True)[:, :6, :7, :5], image)
+
+
+def test_derivatives_go_through_a_convolution() -> None:
+    chi = noise(5, 6, 4).requires_grad_()
+    forward = Dipole.on_grid(chi.detach(), (1, 1, 1), TILTED)
+    (forward(chi) ** 2).sum().backward()
+    torch.testing.assert_close(chi.grad, 2 * forward(forward(chi.detach())))
+
+
+@pytest.mark.parametrize("zooms", [(1.0, 1.0, 1.0), (0.7, 1.1, 2.0)])
+@pytest.mark.parametrize("radius", [0.0, 2.5, 4.0])
+def test_where_balls_fit_and_touch(zooms: tuple[float, float, float], radius: float) -> None:
+    """By exact distances; no radius is the distance of two voxels."""
+    x, y, z = coordinates((23, 19, 17), zooms)
+    mask = (x / 8) ** 2 + (y / 7) ** 2 + (z / 9) ** 2 < 1
+    mask[5, 5, 5] = True
+    balls = Balls.on_grid(mask, zooms, radius, like=x.float())
+    assert torch.equal(balls.fit(radius), erode(mask, zooms, radius=radius))
+    assert torch.equal(balls.touch(radius), dilate(mask, zooms, radius=radius))
+
+
 @pytest.mark.parametrize("preconditioned", [False, True])
 def test_conjugate_gradient_against_a_dense_solve(preconditioned: bool) -> None:
     a = noise(30, 30)
     system = a @ a.T + torch.diag(torch.logspace(-1, 3, 30, dtype=torch.float64))
     right = noise(30, seed=1)
-    diagonal = system.diagonal() if preconditioned else torch.ones(30, dtype=torch.float64)
+    diagonal = system.diagonal()
     before = right.clone()
     x, convergence = conjugate_gradient(
         lambda v: system @ v,
         right,
-        precondition=lambda v: v / diagonal,
+        precondition=(lambda v: v / diagonal) if preconditioned else None,
         tolerance=1e-11,
         max_iterations=200,
     )

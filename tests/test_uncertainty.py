@@ -13,11 +13,13 @@ from phantoms import TILT, phantom
 from torch import Tensor
 
 from qsmpipe import images
+from qsmpipe.cli.parser import build_parser
 from qsmpipe.interfaces.uncertainty import Uncertainty
 from qsmpipe.methods import METHODS, function_of
 from qsmpipe.numerics.fourier import Zooms
 from qsmpipe.numerics.inversion import Susceptibility, l2, tkd, tv
 from qsmpipe.numerics.uncertainty import (
+    DEFAULT_REALISATIONS,
     Chain,
     NotAFilterError,
     deviation,
@@ -432,6 +434,11 @@ def test_without_background_a_filter_needs_no_realisation(
     torch.testing.assert_close(images.load(outputs.deviation), expected)
     assert outputs.step["method"] == "filter"
     assert outputs.step["parameters"] == {"realisations": 0}
+
+
+def test_the_command_line_has_the_realisations_of_the_library() -> None:
+    words = ["bids", "out", "participant", "--uncertainty"]
+    assert build_parser().parse_args(words).uncertainty == DEFAULT_REALISATIONS
 
 
 def test_the_graph_gives_what_the_function_gives(

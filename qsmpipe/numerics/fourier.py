@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import scipy.fft
 import torch
@@ -37,10 +37,10 @@ def rfft(image: Tensor, shape: Shape) -> Tensor:
     if image.is_cuda or image.requires_grad:
         return torch.fft.rfftn(image, s=shape, dim=SPACE)
     x, y, z = SPACE
-    options: dict[str, Any] = {"workers": torch.get_num_threads(), "overwrite_x": True}
-    spectrum = scipy.fft.rfft(image.numpy(), shape[z], z, workers=options["workers"])
-    spectrum = scipy.fft.fft(spectrum, shape[y], y, **options)
-    return torch.from_numpy(scipy.fft.fft(spectrum, shape[x], x, **options))
+    with scipy.fft.set_workers(torch.get_num_threads()):
+        spectrum = scipy.fft.rfft(image.numpy(), shape[z], z)
+        spectrum = scipy.fft.fft(spectrum, shape[y], y, overwrite_x=True)
+        return torch.from_numpy(scipy.fft.fft(spectrum, shape[x], x, overwrite_x=True))
 
 
 def irfft(
@@ -54,10 +54,10 @@ def irfft(
     if spectrum.is_cuda or spectrum.requires_grad:
         return torch.fft.irfftn(spectrum, s=shape, dim=SPACE)[..., :i, :j, :k]
     x, y, z = SPACE
-    options: dict[str, Any] = {"workers": torch.get_num_threads(), "overwrite_x": True}
-    half = scipy.fft.ifft(spectrum.numpy(), axis=x, **(options | {"overwrite_x": overwrite}))
-    half = scipy.fft.ifft(half[..., :i, :, :], axis=y, **options)
-    image = scipy.fft.irfft(half[..., :j, :], shape[z], z, **options)
+    with scipy.fft.set_workers(torch.get_num_threads()):
+        half = scipy.fft.ifft(spectrum.numpy(), axis=x, overwrite_x=overwrite)
+        half = scipy.fft.ifft(half[..., :i, :, :], axis=y, overwrite_x=True)
+        image = scipy.fft.irfft(half[..., :j, :], shape[z], z, overwrite_x=True)
     return torch.from_numpy(image)[..., :k]
 
 

@@ -20,6 +20,23 @@ def frequencies(shape: Shape, zooms: Zooms, *, like: Tensor) -> tuple[Tensor, Te
     return kx[:, None, None], ky[None, :, None], kz[None, None, :]
 
 
+def check_direction(b0_direction: Sequence[float]) -> None:
+    """Insist on a unit vector.
+
+    Raises
+    ------
+    ValueError
+        If it is none, to one in a thousand.
+    """
+    length = math.dist(b0_direction, (0, 0, 0))
+    if abs(length - 1) > 1e-3:
+        msg = (
+            f"b0_direction {tuple(b0_direction)} has length {length:g}, not 1: give the unit "
+            "vector along B0 in voxel axes (the affine's rotation, columns normalised)"
+        )
+        raise ValueError(msg)
+
+
 def dipole(
     shape: Shape,
     zooms: Zooms,
@@ -64,13 +81,7 @@ def dipole(
     ----------
     .. [1] Salomir et al. Concepts Magn Reson B 19 (2003) 26, doi:10.1002/cmr.b.10083
     """
-    length = math.dist(b0_direction, (0, 0, 0))
-    if abs(length - 1) > 1e-3:
-        msg = (
-            f"b0_direction {tuple(b0_direction)} has length {length:g}, not 1: give the unit "
-            "vector along B0 in voxel axes (the affine's rotation, columns normalised)"
-        )
-        raise ValueError(msg)
+    check_direction(b0_direction)
     waves = frequencies(shape, zooms, like=like)
     kx, ky, kz = waves
     along = [b * k for b, k in zip(b0_direction, waves, strict=True)]

@@ -505,7 +505,7 @@ def draw_compared(maps: Maps, view: View, folder: Path) -> Picture | None:
         known = _finite(chi) != 0
         planes = _planes(np.where(known, _finite(chi), 0), view, paint, count=2, known=known)
         row = [panel for plane in planes for panel in plane]
-        rows.append([replace(row[0], note=f"{name} \N{MIDDLE DOT} {row[0].note}"), *row[1:]])
+        rows.append(_named(name, row))
     path = folder / "susceptibility-compared.png"
     _render(Mosaic(rows), paint, path)
     return Picture(
@@ -547,7 +547,7 @@ def draw_swi(maps: Maps, view: View, folder: Path) -> Picture | None:
     for name, image in known.items():
         image = image / _top(image, maps.mask, 99.5, 1.0)
         (row,) = _planes(image, view, paint, count=5, planes=(AXIAL,), known=maps.mask)
-        rows.append([replace(row[0], note=f"{name} \N{MIDDLE DOT} {row[0].note}"), *row[1:]])
+        rows.append(_named(name, row))
     path = folder / "swi.png"
     _render(Mosaic(rows), paint, path)
     return Picture(
@@ -668,6 +668,11 @@ def draw_r2star(maps: Maps, view: View, folder: Path) -> Picture | None:
         f"are high; a rise towards sinuses is through-slice dephasing. {RADIOLOGICAL}",
         "Relaxation",
     )
+
+
+def _named(name: str, row: list[Panel]) -> list[Panel]:
+    """Put a name to a row, in the note of its first slice."""
+    return [replace(row[0], note=f"{name} \N{MIDDLE DOT} {row[0].note}"), *row[1:]]
 
 
 def _draw_field(

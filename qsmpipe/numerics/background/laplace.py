@@ -130,11 +130,12 @@ def harperella(
     stands in for the missing part is the Laplacian :math:`x` outside, the smallest that makes
     means over balls even, with :math:`S` the mean over a ball:
 
-    .. math:: \min_x \| S (x + L) - \delta \|^2, \qquad x = 0 \text{ inside};
-        \qquad f_l = \Delta^{-1} (x + L),
+    .. math:: \min_x \| S (x + L) - \delta \|^2 + \lambda \| x \|^2,
+        \qquad x = 0 \text{ inside}; \qquad f_l = \Delta^{-1} (x + L),
 
     :math:`\delta` the mean of :math:`S L` inside. Conjugate gradients take one pair of transforms
-    a step. Few steps are the regularisation: :math:`S` forgets what is smaller than its ball.
+    a step. In the paper few steps are the regularisation, as :math:`S` forgets what is smaller
+    than its ball; here :math:`\lambda` is, whenever the iteration stops.
 
     Parameters
     ----------
@@ -146,6 +147,8 @@ def harperella(
         Voxel size (mm).
     radius : float
         Ball radius (mm).
+    lambda_ : float
+        Weight of the Laplacian outside, beside the squared mean over the ball (0 to 1).
     tolerance : float
         Stop when the relative residual of the normal equations is this small.
     max_iterations : int

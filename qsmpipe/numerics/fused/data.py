@@ -106,11 +106,8 @@ def phase_limit_split(predicted: Tensor, dual: Tensor, measured: Tensor, limit: 
 
 _LIMIT, _PHASE, _PHASE_LIMIT = range(3)
 
-
 NEWTON_STEPS = 8
 """Most steps to a root; where it is not double, three reach single precision."""
-
-
 FLATTEST = 1e-3
 """Least slope that a step divides by: the roots at half a turn are double where w is 1 or 2."""
 

@@ -15,8 +15,6 @@ from qsmpipe.numerics.operators import gradient, gradient_adjoint
 
 OBSERVED, ALLOWED = 1, 2
 """Bits of a zone: voxels whose change is watched, and voxels that may differ from 0."""
-
-
 STEEP = (4, 8, 16)
 """Bits of a zone: voxels whose difference to the next voxel along an axis costs nothing."""
 

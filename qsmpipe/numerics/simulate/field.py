@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from qsmpipe.numerics.fourier import SPACE, Shape, Zooms, padded_shape
-from qsmpipe.numerics.kernels import AXIAL
+from qsmpipe.numerics.kernels import AXIAL, check_direction
 
 AIR = 9.4
 """Susceptibility of air relative to water (ppm)."""
@@ -95,13 +95,8 @@ class FreeSpace:
         cls, like: Tensor, zooms: Zooms, b0_direction: Sequence[float] = AXIAL
     ) -> "FreeSpace":
         """Make the kernel for images on the grid of ``like`` (X, Y, Z)."""
+        check_direction(b0_direction)
         length = math.dist(b0_direction, (0, 0, 0))
-        if abs(length - 1) > 1e-3:
-            msg = (
-                f"b0_direction {tuple(b0_direction)} has length {length:g}, not 1: give the unit "
-                "vector along B0 in voxel axes (the affine's rotation, columns normalised)"
-            )
-            raise ValueError(msg)
         direction = [value / length for value in b0_direction]
         shape = padded_shape([2 * n for n in like.shape[-3:]], zooms, margin=0.0)
         spectrum = _kernel_spectrum(shape, zooms, direction, like)
