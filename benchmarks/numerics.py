@@ -64,14 +64,14 @@ NOISE = 1e-3
 """Of the field (ppm)."""
 
 MEMORY_LIMIT, MEMORY_LIMIT_TGV = 8.0, 20.0
-"""Float32 volumes above the inputs."""
+"""Float32 volumes above the inputs, of methods by ADMM: those with a penalty ``rho``."""
 COMPILE_LIMIT = 5.0
 """Seconds, over all methods."""
 OVER_FFT_LIMIT = 1.5
 OVER_FFT = ("resharp", "pdf", "ismv")
 """Methods whose time is held to that of their transforms."""
 PAIRS_PER_ITERATION_LIMIT = 2.0
-"""Of methods by ADMM: those with a penalty ``rho``."""
+"""Of methods by ADMM."""
 PAIRS_LIMITS = {"vsharp": 30.0}
 PER_VOXEL_LIMITS = {("unwrap", "romeo"): 1.0, ("field", "nonlinear"): 0.5 * len(ECHO_TIMES)}
 """Microseconds per voxel of the mask, all echoes together."""
@@ -429,12 +429,11 @@ class Limit(NamedTuple):
 
 def limits(stage: str, name: str, found: dict[str, Any]) -> Iterator[Limit]:
     """All limits that hold for a method, with what was found."""
-    if stage in ("background", "inversion"):
+    if stage == "inversion" and "rho" in parameters_of(stage, name):
         bound = MEMORY_LIMIT_TGV if "tgv" in name else MEMORY_LIMIT
         yield Limit("volumes", bound, found["grid_volumes"])
-    is_admm = stage == "inversion" and "rho" in parameters_of(stage, name)
-    if is_admm and found["per_iteration"] is not None:
-        yield Limit("pairs/iteration", PAIRS_PER_ITERATION_LIMIT, found["per_iteration"])
+        if found["per_iteration"] is not None:
+            yield Limit("pairs/iteration", PAIRS_PER_ITERATION_LIMIT, found["per_iteration"])
     if name in PAIRS_LIMITS:
         yield Limit("pairs", PAIRS_LIMITS[name], found["pairs"])
     if name in OVER_FFT and found["pairs"]:

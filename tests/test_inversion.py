@@ -443,7 +443,11 @@ def test_tv_reaches_the_objective_of_a_slow_solver(
     truth = torch.where(mask, torch.randn(shape, generator=generator, dtype=torch.float64), 0)
     noise = 1 + 3 * torch.rand(shape, generator=generator, dtype=torch.float64)
     noise = noise if weighted else None
-    wide = (8, 8, 5)  # what the method pads to: half of a quarter, rounded up to a fast size
+    wide = (
+        10,
+        9,
+        8,
+    )  # the method pads by a voxel on either side, then by a quarter to a fast size
     forward = Dipole(wide, dipole(wide, zooms, TILTED, like=truth))
     field = forward(truth)
     field += 0.05 * torch.randn(shape, generator=generator, dtype=torch.float64)

@@ -50,8 +50,9 @@ def wrong(head: Phantom, method: Method, truth: Phantom, **choices: Any) -> floa
 class Tiny:
     """A field on 6 x 5 x 4 voxels, and objectives that autograd differentiates."""
 
-    shape, wide, zooms = (6, 5, 4), (8, 8, 5), (1.0, 0.8, 1.5)
-    """``wide`` is what the methods pad to without reach: by a quarter, to a fast size."""
+    shape, wide, zooms = (6, 5, 4), (10, 9, 8), (1.0, 0.8, 1.5)
+    """``wide`` is what the methods pad to without reach: by a voxel on either side and then by a
+    quarter, to a fast size."""
 
     def __init__(self, size: float, *, ramp: bool = False) -> None:
         generator = torch.Generator().manual_seed(0)

@@ -174,7 +174,14 @@ def gaussian(shape: Shape, zooms: Zooms, sigma: float, *, like: Tensor) -> Tenso
 
 def laplacian(shape: Shape, zooms: Zooms, *, like: Tensor) -> Tensor:
     """Eigenvalues (1/mm2, >= 0) of minus the periodic 7-point Laplacian."""
-    total = torch.zeros((), dtype=like.dtype, device=like.device)
-    for k, zoom in zip(frequencies(shape, zooms, like=like), zooms, strict=True):
-        total = total + (2 - 2 * torch.cos(2 * math.pi * k * zoom)) / zoom**2
-    return total
+    x, y, z = laplacian_lines(shape, zooms, like=like)
+    return x + y + z
+
+
+def laplacian_lines(shape: Shape, zooms: Zooms, *, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Give what each axis adds to :func:`laplacian`, shaped to broadcast."""
+    x, y, z = (
+        (2 - 2 * torch.cos(2 * math.pi * k * zoom)) / zoom**2
+        for k, zoom in zip(frequencies(shape, zooms, like=like), zooms, strict=True)
+    )
+    return x, y, z

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from qsmpipe.numerics.fourier import Zooms
 from qsmpipe.numerics.fused import loops
-from qsmpipe.numerics.fused.gradient import ALLOWED, OBSERVED, Sums, clip
+from qsmpipe.numerics.fused.gradient import Sums, clip, hold, hold_row, observe, observe_row
 from qsmpipe.numerics.fused.loops import parallel, serial
 from qsmpipe.numerics.operators import gradient, gradient_adjoint
 
@@ -44,14 +44,18 @@ def curvature_split(
 
     Parameters
     ----------
-    image, previous : (X, Y, Z) real tensors
-        x of this step and of the one before.
+    image : (X, Y, Z) real tensor
+        x of this step.
+    previous : real tensor
+        x of the step before in a box, the corner of the grid; x afterwards.
     slopes : 3 (X, Y, Z) real tensors
         w, written to: its right-hand side afterwards.
     first, second : (3, X, Y, Z) and (6, X, Y, Z) real tensors
         The states :math:`v_1` and :math:`v_2`; written to.
-    zone, escape : (X, Y, Z) uint8 and real tensors
-        As there; escape is written to.
+    zone : uint8 tensor
+        Of the box, as there. The norms count the whole grid.
+    escape : (X, Y, Z) real tensor
+        As there; written to.
     zooms : tuple of float
         Voxel size (mm).
     thresholds : 2 floats
@@ -59,7 +63,7 @@ def curvature_split(
     weights : 3 floats
         :math:`r_1, r_2` and that of the escape.
     out : (X, Y, Z) real tensor
-        Where the right-hand side of x is written to; may be ``previous``.
+        Where the right-hand side of x is written to; none of the others.
 
     Returns
     -------
@@ -101,9 +105,7 @@ def _curvature_split_torch(
     def backward_adjoint(component: Tensor, axis: int) -> Tensor:
         return (component - component.roll(-1, axis)) / zooms[axis]
 
-    seen = zone & OBSERVED > 0
-    change = torch.where(seen, image - previous, 0.0).square().sum(dtype=torch.float64)
-    size = torch.where(seen, image, 0.0).square().sum(dtype=torch.float64)
+    change, size = observe(image, previous, zone)
     dual = clip(first, thresholds[0])
     first.copy_(gradient(image, zooms) - torch.stack([*slopes]) + dual)
     gap = (clip(first, thresholds[0]) - dual).square().sum(dtype=torch.float64)
@@ -117,16 +119,14 @@ def _curvature_split_torch(
     gap = gap + steps[:3].sum() + 2 * steps[3:].sum()
     one = first - 2 * clip(first, thresholds[0])
     two = second - 2 * clip(second, thresholds[1])
-    allowed = zone & ALLOWED > 0
-    escape.copy_(torch.where(allowed, 0.0, escape + image))
     out.copy_(gradient_adjoint(one, zooms) * weights[0])
-    out.add_(torch.where(allowed, image, -escape), alpha=weights[2])
+    hold(image, escape, zone, weights[2], out)
     for n in range(3):
         slopes[n].copy_(weights[1] * backward_adjoint(two[n], n) - weights[0] * one[n])
     for n, (i, j) in enumerate(PAIRS, 3):
         slopes[j].add_(backward_adjoint(two[n], i), alpha=weights[1])
         slopes[i].add_(backward_adjoint(two[n], j), alpha=weights[1])
-    return Sums(change.item(), size.item(), gap.item())
+    return Sums(change, size, gap.item())
 
 
 @parallel
@@ -144,20 +144,19 @@ def _curvature_states(
     sums: NDArray,
 ) -> None:
     nx, ny, nz = image.shape
+    bx, by, bz = zone.shape
     t1, t2, half = numbers[0], numbers[1], numbers[6]
     x, y, z = per_mm
     for i in numba.prange(nx):
-        total, size, gap = 0.0, 0.0, 0.0
+        change, size, gap = np.zeros(bz), np.zeros(bz), 0.0
         for j in range(ny):
             here, right, up = image[i, j], image[(i + 1) % nx, j], image[i, (j + 1) % ny]
-            then, kind = previous[i, j], zone[i, j]
+            if i < bx and j < by:
+                observe_row(here, previous[i, j], zone[i, j], change, size)
             u, v, w = slope_x[i, j], slope_y[i, j], slope_z[i, j]
             left_u, left_v, left_w = slope_x[i - 1, j], slope_y[i - 1, j], slope_z[i - 1, j]
             down_u, down_v, down_w = slope_x[i, j - 1], slope_y[i, j - 1], slope_z[i, j - 1]
             for k in range(nz):
-                seen = kind[k] & OBSERVED
-                total += seen * ((here[k] - then[k]) * (here[k] - then[k]))
-                size += seen * (here[k] * here[k])
                 beyond = here[k + 1] if k + 1 < nz else here[0]
                 gap += _advance(first[0, i, j], k, (right[k] - here[k]) * x - u[k], t1)
                 gap += _advance(first[1, i, j], k, (up[k] - here[k]) * y - v[k], t1)
@@ -171,7 +170,7 @@ def _curvature_states(
                 gap += 2 * _advance(second[4, i, j], k, bend, t2)
                 bend = ((w[k] - down_w[k]) * y + (v[k] - v[k - 1]) * z) * half
                 gap += 2 * _advance(second[5, i, j], k, bend, t2)
-        sums[i, 0], sums[i, 1], sums[i, 2] = total, size, gap
+        sums[i, 0], sums[i, 1], sums[i, 2] = change.sum(), size.sum(), gap
 
 
 @serial
@@ -199,13 +198,14 @@ def _curvature_rights(
     numbers: NDArray,
 ) -> None:
     nx, ny, nz = image.shape
+    bx, by, _ = zone.shape
     t1, t2, r1, r2, away_weight, two, _ = numbers
     x, y, z = per_mm
+    nowhere = np.empty(0, zone.dtype)
     for i in numba.prange(nx):
         after = (i + 1) % nx
         for j in range(ny):
             above = (j + 1) % ny
-            here, kind, away = image[i, j], zone[i, j], escape[i, j]
             for k in range(nz):
                 beyond = k + 1 if k + 1 < nz else 0
                 a = _mirrored(first[0, i, j, k], t1, two)
@@ -214,11 +214,7 @@ def _curvature_rights(
                 total = (_mirrored(first[0, i - 1, j, k], t1, two) - a) * x
                 total += (_mirrored(first[1, i, j - 1, k], t1, two) - b) * y
                 total += (_mirrored(first[2, i, j, k - 1], t1, two) - c) * z
-                dual = away[k] + here[k]
-                away[k] = dual * 0 if kind[k] & ALLOWED else dual
-                total *= r1
-                total += away_weight * (here[k] if kind[k] & ALLOWED else -dual)
-                out[i, j, k] = total
+                out[i, j, k] = r1 * total
                 xy = _mirrored(second[3, i, j, k], t2, two)
                 xz = _mirrored(second[4, i, j, k], t2, two)
                 yz = _mirrored(second[5, i, j, k], t2, two)
@@ -237,6 +233,8 @@ def _curvature_rights(
                 total += (xz - _mirrored(second[4, after, j, k], t2, two)) * x
                 total += (yz - _mirrored(second[5, i, above, k], t2, two)) * y
                 slope_z[i, j, k] = r2 * total - r1 * c
+            kind = zone[i, j] if i < bx and j < by else nowhere
+            hold_row(image[i, j], escape[i, j], kind, away_weight, out[i, j])
 
 
 @serial

@@ -65,18 +65,23 @@ def gradient_split(
     Since u is v clipped to [-t, t], v alone is stored; t is 0 for the components that the zone
     says are :data:`STEEP`. The right-hand side is :math:`w \nabla^T(z - u)`.
 
-    With ``escape`` a second split holds x at 0 where the zone does not allow it; its scaled dual
-    is e: :math:`e \leftarrow e + x` there and 0 elsewhere, and the right-hand side gains
-    :math:`-w_e e` there, with the new e, and :math:`w_e x` elsewhere.
+    The norm counts the differences to the next voxel of the voxels in a box, which may be
+    smaller than the grid. Those beyond cost nothing: their dual is 0, and they need no state.
+
+    With ``escape`` a second split holds x at 0 where the zone does not allow it, and beyond the
+    box; its scaled dual is e: :math:`e \leftarrow e + x` there and 0 elsewhere, and the
+    right-hand side gains :math:`-w_e e` there, with the new e, and :math:`w_e x` elsewhere.
 
     Parameters
     ----------
-    image, previous : (X, Y, Z) real tensors
-        x of this step and of the one before.
-    state : (3, X, Y, Z) real tensor
-        v; written to. 0 at the start.
-    zone : (X, Y, Z) uint8 tensor
-        Sum of :data:`OBSERVED`, :data:`ALLOWED` and those of :data:`STEEP`.
+    image : (X, Y, Z) real tensor
+        x of this step.
+    previous : real tensor
+        x of the step before in the box, the corner of the grid; x afterwards.
+    state : (3, ...) real tensor
+        v in the box; written to. 0 at the start.
+    zone : uint8 tensor
+        Of the box: sum of :data:`OBSERVED`, :data:`ALLOWED` and those of :data:`STEEP`.
     zooms : tuple of float
         Voxel size (mm).
     threshold : float
@@ -90,7 +95,7 @@ def gradient_split(
     escape_weight : float
         :math:`w_e`.
     out : (X, Y, Z) real tensor
-        Where the right-hand side is written to; may be ``previous``, and none of the others.
+        Where the right-hand side is written to; none of the others.
 
     Returns
     -------
@@ -112,13 +117,14 @@ def gradient_split(
         )
     kind = image.numpy().dtype.type
     starts = torch.arange(0, len(image), PLANES)
+    behind = (starts - 1) % len(image)
     sums = np.zeros((len(starts), 3))
     _gradient_split_loops(
         image.numpy(),
         previous.numpy(),
         state.numpy(),
         # The old state of the plane before each block, which another block overwrites.
-        state[0, (starts - 1) % len(image)].numpy(),
+        state[0, behind.clamp(max=len(zone) - 1)].numpy(),
         zone.numpy(),
         zone.numpy() if edges else None,
         np.empty((0, 0, 0), kind) if escape is None else escape.numpy(),
@@ -129,6 +135,12 @@ def gradient_split(
     )
     change, size, gap = sums.sum(axis=0).tolist()
     return Sums(change, size, gap)
+
+
+def in_box(image: Tensor, box: Tensor) -> Tensor:
+    """View of the corner of ``image`` (..., X, Y, Z) that ``box`` (..., x, y, z) stands for."""
+    x, y, z = box.shape[-3:]
+    return image[..., :x, :y, :z]
 
 
 def _gradient_split_torch(
@@ -144,20 +156,35 @@ def _gradient_split_torch(
     escape_weight: float,
     out: Tensor,
 ) -> Sums:
-    seen = zone & OBSERVED > 0
-    change = torch.where(seen, image - previous, 0.0).square().sum(dtype=torch.float64)
-    size = torch.where(seen, image, 0.0).square().sum(dtype=torch.float64)
+    change, size = observe(image, previous, zone)
     smooth = torch.stack([zone & bit == 0 for bit in STEEP]) if edges else 1.0
+    flow = gradient(image, zooms)
     dual = clip(state, threshold) * smooth
-    state.copy_(gradient(image, zooms) + dual)
+    state.copy_(in_box(flow, zone) + dual)
     changed = clip(state, threshold) * smooth
     gap = (changed - dual).square().sum(dtype=torch.float64)
-    out.copy_(gradient_adjoint(state - 2 * changed, zooms) * weight)
+    in_box(flow, zone).copy_(state - 2 * changed)
+    out.copy_(gradient_adjoint(flow, zooms) * weight)
     if escape is not None:
-        allowed = zone & ALLOWED > 0
-        escape.copy_(torch.where(allowed, 0.0, escape + image))
-        out.add_(torch.where(allowed, image, -escape), alpha=escape_weight)
-    return Sums(change.item(), size.item(), gap.item())
+        hold(image, escape, zone, escape_weight, out)
+    return Sums(change, size, gap.item())
+
+
+def observe(image: Tensor, previous: Tensor, zone: Tensor) -> tuple[float, float]:
+    """Squared norms of change and image where they are watched; ``previous`` moves on."""
+    seen, now = zone & OBSERVED > 0, in_box(image, zone)
+    change = torch.where(seen, now - previous, 0.0).square().sum(dtype=torch.float64)
+    size = torch.where(seen, now, 0.0).square().sum(dtype=torch.float64)
+    previous.copy_(now)
+    return change.item(), size.item()
+
+
+def hold(image: Tensor, escape: Tensor, zone: Tensor, weight: float, out: Tensor) -> None:
+    """Hold the image at 0 where the zone does not allow it."""
+    allowed = torch.zeros_like(image, dtype=torch.bool)
+    in_box(allowed, zone).copy_(zone & ALLOWED > 0)
+    escape.copy_(torch.where(allowed, 0.0, escape + image))
+    out.add_(torch.where(allowed, image, -escape), alpha=weight)
 
 
 @parallel
@@ -201,6 +228,59 @@ def _clip(
 
 
 @serial
+def _flow(
+    flow: NDArray,
+    here: NDArray,
+    beyond: NDArray,
+    per_mm: np.floating,
+    state: NDArray,
+    threshold: np.floating,
+    two: np.floating,
+    steep: NDArray | None,
+    i: int,
+    j: int,
+    bit: int,
+    gap: NDArray,
+) -> None:
+    """Find z - u of one axis in a row, of whose first voxels ``state`` is v; it moves on."""
+    for k in range(len(state)):
+        old = _clip(state[k], threshold, steep, i, j, k, bit)
+        new = (beyond[k] - here[k]) * per_mm + old
+        dual = _clip(new, threshold, steep, i, j, k, bit)
+        state[k] = new
+        gap[k] += (dual - old) * (dual - old)
+        flow[k] = new - two * dual
+    for k in range(len(state), len(here)):
+        flow[k] = (beyond[k] - here[k]) * per_mm
+
+
+@serial
+def observe_row(
+    here: NDArray, then: NDArray, kind: NDArray, change: NDArray, size: NDArray
+) -> None:
+    """Add to the sums what a row of the box has; ``then`` moves on."""
+    for k in range(len(then)):
+        seen = kind[k] & OBSERVED
+        change[k] += seen * ((here[k] - then[k]) * (here[k] - then[k]))
+        size[k] += seen * (here[k] * here[k])
+        then[k] = here[k]
+
+
+@serial
+def hold_row(
+    here: NDArray, away: NDArray, kind: NDArray, weight: np.floating, result: NDArray
+) -> None:
+    """Hold a row at 0 where it is not allowed; of its first voxels ``kind`` is the zone."""
+    for k in range(len(kind)):
+        dual = away[k] + here[k]
+        away[k] = dual * 0 if kind[k] & ALLOWED else dual
+        result[k] += weight * (here[k] if kind[k] & ALLOWED else -dual)
+    for k in range(len(kind), len(here)):
+        away[k] += here[k]
+        result[k] -= weight * away[k]
+
+
+@serial
 def _gradient_split_block(
     image: NDArray,
     previous: NDArray,
@@ -217,74 +297,61 @@ def _gradient_split_block(
 ) -> None:
     """Do the planes of one block; ``scale`` is threshold, weight, escape weight and 2."""
     nx, ny, nz = image.shape
+    bx, by, bz = zone.shape
     threshold, weight, escape_weight, two = scale
     first = block * PLANES
     last = (first - 1) % nx
     x, y, z = STEEP
-    # z - u along x on the plane before, along y on the row before, along z on this row
+    # Rows beyond the box have no state.
+    nothing, nowhere = np.empty(0, image.dtype), np.empty(0, zone.dtype)
+    # z - u along x on the plane before, along y on the row before, along x, y or z on this row
     plane = np.empty((ny, nz), image.dtype)
-    row = np.empty(nz, image.dtype)
-    line = np.empty(nz + 1, image.dtype)
+    row, flow, turned = (
+        np.empty(nz, image.dtype), np.empty(nz, image.dtype), np.empty(nz, image.dtype)
+    )  # fmt: skip
     # Sums per k, added up at the end: a single one would forbid vector instructions.
-    change, size, gap = np.zeros(nz), np.zeros(nz), np.zeros(nz)
+    change, size, gap, spare = np.zeros(bz), np.zeros(bz), np.zeros(bz), np.zeros(bz)
     for j in range(ny):
-        here, there, was = image[first, j], image[last, j], before[block, j]
-        for k in range(nz):
-            new = (here[k] - there[k]) * per_mm[0]
-            new += _clip(was[k], threshold, steep, last, j, k, x)
-            plane[j, k] = new - two * _clip(new, threshold, steep, last, j, k, x)
+        was = before[block, j] if last < bx and j < by else nothing
+        _flow(
+            plane[j], image[last, j], image[first, j], per_mm[0], was,
+            threshold, two, steep, last, j, x, spare,
+        )  # fmt: skip
     for i in range(first, min(first + PLANES, nx)):
-        here, there, was = image[i, 0], image[i, ny - 1], state[1, i, ny - 1]
-        for k in range(nz):
-            new = (here[k] - there[k]) * per_mm[1]
-            new += _clip(was[k], threshold, steep, i, ny - 1, k, y)
-            row[k] = new - two * _clip(new, threshold, steep, i, ny - 1, k, y)
+        was = state[1, i, ny - 1].copy() if i < bx and by == ny else nothing
+        _flow(
+            row, image[i, ny - 1], image[i, 0], per_mm[1], was,
+            threshold, two, steep, i, ny - 1, y, spare,
+        )  # fmt: skip
         for j in range(ny):
-            here, right, up = image[i, j], image[(i + 1) % nx, j], image[i, (j + 1) % ny]
-            result, kind, then = out[i, j], zone[i, j], previous[i, j]
+            here, result, behind = image[i, j], out[i, j], plane[j]
+            v_x, v_y, v_z, kind = nothing, nothing, nothing, nowhere
+            if i < bx and j < by:
+                v_x, v_y, v_z, kind = state[0, i, j], state[1, i, j], state[2, i, j], zone[i, j]
+                observe_row(here, previous[i, j], kind, change, size)
+            _flow(
+                flow, here, image[(i + 1) % nx, j], per_mm[0], v_x,
+                threshold, two, steep, i, j, x, gap,
+            )  # fmt: skip
             for k in range(nz):
-                seen = kind[k] & OBSERVED
-                change[k] += seen * ((here[k] - then[k]) * (here[k] - then[k]))
-                size[k] += seen * (here[k] * here[k])
-            behind, was = plane[j], state[0, i, j]
+                result[k] = (behind[k] - flow[k]) * per_mm[0]
+                behind[k] = flow[k]
+            _flow(
+                flow, here, image[i, (j + 1) % ny], per_mm[1], v_y,
+                threshold, two, steep, i, j, y, gap,
+            )  # fmt: skip
             for k in range(nz):
-                old = _clip(was[k], threshold, steep, i, j, k, x)
-                new = (right[k] - here[k]) * per_mm[0] + old
-                dual = _clip(new, threshold, steep, i, j, k, x)
-                was[k] = new
-                gap[k] += (dual - old) * (dual - old)
-                now = new - two * dual
-                result[k] = (behind[k] - now) * per_mm[0]
-                behind[k] = now
-            was = state[1, i, j]
-            for k in range(nz):
-                old = _clip(was[k], threshold, steep, i, j, k, y)
-                new = (up[k] - here[k]) * per_mm[1] + old
-                dual = _clip(new, threshold, steep, i, j, k, y)
-                was[k] = new
-                gap[k] += (dual - old) * (dual - old)
-                now = new - two * dual
-                result[k] += (row[k] - now) * per_mm[1]
-                row[k] = now
-            was = state[2, i, j]
-            for k in range(nz):
-                beyond = here[k + 1] if k + 1 < nz else here[0]
-                old = _clip(was[k], threshold, steep, i, j, k, z)
-                new = (beyond - here[k]) * per_mm[2] + old
-                dual = _clip(new, threshold, steep, i, j, k, z)
-                was[k] = new
-                gap[k] += (dual - old) * (dual - old)
-                line[k + 1] = new - two * dual
-            line[0] = line[nz]
-            for k in range(nz):
-                result[k] = weight * (result[k] + (line[k] - line[k + 1]) * per_mm[2])
+                result[k] += (row[k] - flow[k]) * per_mm[1]
+                row[k] = flow[k]
+            turned[: nz - 1] = here[1:]
+            turned[nz - 1] = here[0]
+            _flow(flow, here, turned, per_mm[2], v_z, threshold, two, steep, i, j, z, gap)
+            result[0] = weight * (result[0] + (flow[nz - 1] - flow[0]) * per_mm[2])
+            for k in range(1, nz):
+                result[k] = weight * (result[k] + (flow[k - 1] - flow[k]) * per_mm[2])
             if escape.size > 0:
-                away = escape[i, j]
-                for k in range(nz):
-                    dual = away[k] + here[k]
-                    away[k] = dual * 0 if kind[k] & ALLOWED else dual
-                    result[k] += escape_weight * (here[k] if kind[k] & ALLOWED else -dual)
-    for k in range(nz):
+                hold_row(here, escape[i, j], kind, escape_weight, result)
+    for k in range(bz):
         sums[block, 0] += change[k]
         sums[block, 1] += size[k]
         sums[block, 2] += gap[k]

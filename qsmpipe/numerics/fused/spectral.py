@@ -1,5 +1,7 @@
 """The steps that solve for maps, frequency by frequency."""
 
+from collections.abc import Sequence
+
 import numba
 import numpy as np
 import torch
@@ -15,12 +17,13 @@ def dipole_step(
     residual: Tensor,
     field: Tensor,
     transfer: Tensor,
-    inverse: Tensor,
-    weight: float,
+    lines: Sequence[Tensor],
+    *,
+    weights: tuple[float, float, float],
 ) -> None:
     r"""Solve for susceptibility and predict its field, in k-space.
 
-    .. math:: X = \frac{R + \mu D (P + C)}{n}, \quad P \leftarrow D X
+    .. math:: X = \frac{R + \mu D (P + C)}{s L + \mu D^2 + e}, \quad P \leftarrow D X
 
     Parameters
     ----------
@@ -30,19 +33,23 @@ def dipole_step(
         C.
     field : (X, Y, Z) complex tensor
         P, written to: the field of X afterwards.
-    transfer, inverse : (X, Y, Z) real tensors
-        D and 1 / n.
-    weight : float
-        :math:`\mu`.
+    transfer : (X, Y, Z) real tensor
+        D.
+    lines : 3 real tensors
+        What each axis adds to L, that broadcast.
+    weights : 3 floats
+        :math:`s, \mu, e`.
     """
     if loops.usable(transfer):
-        kind = transfer.numpy().dtype.type
         _dipole_step_loops(
-            *(x.reshape(-1).numpy() for x in (right, residual, field, transfer, inverse)),
-            kind(weight),
+            *(x.numpy() for x in (right, residual, field, transfer)),
+            *(line.reshape(-1).numpy() for line in lines),
+            np.array([*weights, 1], transfer.numpy().dtype),
         )
         return
-    right.add_((field + residual) * transfer, alpha=weight).mul_(inverse)
+    s, mu, e = weights
+    right.add_((field + residual) * transfer, alpha=mu)
+    right.div_(s * sum(lines) + mu * transfer**2 + e)
     torch.mul(right, transfer, out=field)
 
 
@@ -52,13 +59,22 @@ def _dipole_step_loops(
     residual: NDArray,
     field: NDArray,
     transfer: NDArray,
-    inverse: NDArray,
-    weight: np.floating,
+    line_x: NDArray,
+    line_y: NDArray,
+    line_z: NDArray,
+    weights: NDArray,
 ) -> None:
-    for i in numba.prange(right.size):
-        chi = (right[i] + (field[i] + residual[i]) * (weight * transfer[i])) * inverse[i]
-        right[i] = chi
-        field[i] = chi * transfer[i]
+    s, mu, e, one = weights
+    for i in numba.prange(right.shape[0]):
+        for j in range(right.shape[1]):
+            level = line_x[i] + line_y[j]
+            for k in range(right.shape[2]):
+                d = transfer[i, j, k]
+                inverse = one / (s * (level + line_z[k]) + mu * d * d + e)
+                chi = right[i, j, k] + (field[i, j, k] + residual[i, j, k]) * (mu * d)
+                chi = chi * inverse
+                right[i, j, k] = chi
+                field[i, j, k] = chi * d
 
 
 def draw_step(right: Tensor, residual: Tensor, transfer: Tensor, weight: float) -> None:

@@ -13,7 +13,7 @@ from qsmpipe.numerics.fused.data import data_split
 from qsmpipe.numerics.fused.gradient import ALLOWED, OBSERVED, STEEP, Sums, gradient_split
 from qsmpipe.numerics.fused.spectral import dipole_step
 from qsmpipe.numerics.inversion.common import Window
-from qsmpipe.numerics.kernels import dipole, laplacian
+from qsmpipe.numerics.kernels import dipole, laplacian_lines
 from qsmpipe.numerics.solvers import Convergence
 
 SUPPORT = 0.1
@@ -29,7 +29,7 @@ class Grid:
     kernel: Tensor
     """Dipole on the window's padded grid, half spectrum."""
     zone: Tensor
-    """Bits of :mod:`qsmpipe.numerics.fused` on the padded grid."""
+    """Bits of :mod:`qsmpipe.numerics.fused` in the box."""
     edges: bool
     """Whether there are differences that cost nothing."""
 
@@ -49,15 +49,14 @@ class Grid:
 
         ``smooth`` (3, X, Y, Z) is False where a difference costs nothing.
         """
-        window = Window.around(field, mask, zooms, padding=padding, reach=reach)
-        shape, (x, y, z) = window.shape, window.mask.shape
-        kernel = dipole(shape, zooms, b0_direction, like=window.field)
+        # Differences are counted in the box: the rim has those between sources and nothing.
+        window = Window.around(field, mask, zooms, padding=padding, reach=reach, rim=1)
+        kernel = dipole(window.shape, zooms, b0_direction, like=window.field)
         near = Balls.on_grid(window.mask, zooms, reach, like=window.field).touch(reach)
-        zone = torch.zeros(shape, dtype=torch.uint8, device=field.device)
-        zone[:x, :y, :z] = ALLOWED * near + OBSERVED * window.mask
+        zone = ALLOWED * near.to(torch.uint8) + OBSERVED * window.mask.to(torch.uint8)
         if smooth is not None:
             for bit, steep in zip(STEEP, window.place(~smooth), strict=True):
-                zone[:x, :y, :z] += bit * steep
+                zone += bit * steep
         return cls(window, zooms, kernel, zone, smooth is not None)
 
 
@@ -77,7 +76,9 @@ class TotalVariation:
 
     :math:`\nabla \chi`, :math:`D \chi` and :math:`\chi` beyond the reach are split off: every step
     solves for :math:`\chi` by one division in k-space, shrinks the gradient, and leaves the field
-    to the data term. A step costs two pairs of Fourier transforms.
+    to the data term. A step costs two pairs of Fourier transforms. Only the map's Fourier
+    transform, its predicted field and the dual that holds it at 0 have the size of the padded
+    grid; all else has that of the box.
 
     Parameters
     ----------
@@ -90,21 +91,21 @@ class TotalVariation:
         Penalty of the field's split.
     """
 
-    states = 3
-    """Components that the splits of the regularisation have."""
-
     def __init__(self, grid: Grid, *, rho: float, mu: float) -> None:
         self.grid, self.rho, self.mu, self.support = grid, rho, mu, SUPPORT * mu
         self.restart()
 
     def restart(self) -> None:
         """Go to where everything is 0."""
-        like, shape = self.grid.window.field, self.grid.window.shape
-        self.state = like.new_zeros((self.states, *shape))
-        self.image, self.right = like.new_zeros(shape), like.new_zeros(shape)
-        self.escape = like.new_zeros(shape)
-        kernel = self.grid.kernel
-        self.predicted = torch.zeros_like(kernel, dtype=kernel.dtype.to_complex())
+        like, kernel = self.grid.window.field, self.grid.kernel
+        self.chi = torch.zeros_like(like)
+        """Map of the last step, in the box."""
+        self.state = like.new_zeros((3, *like.shape))
+        self.escape = like.new_zeros(self.grid.window.shape)
+        self.right = torch.zeros_like(kernel, dtype=kernel.dtype.to_complex())
+        """What the regularisation asks of the next step, in k-space."""
+        self.predicted = torch.zeros_like(self.right)
+        """Field of the map, in k-space."""
         self.residual, self.dual = torch.zeros_like(like), torch.zeros_like(like)
         self.fresh = True
 
@@ -129,16 +130,15 @@ class TotalVariation:
         return Convergence(change <= tolerance, iterations, change, tolerance)
 
     def _prepare(self) -> None:
-        kernel, window = self.grid.kernel, self.grid.window
-        inverse = laplacian(window.shape, self.grid.zooms, like=kernel)
-        inverse.mul_(self.lambda_ * self.rho).addcmul_(kernel, kernel, value=self.mu)
-        self.inverse = inverse.add_(self.support).reciprocal_()
+        window = self.grid.window
+        self.lines = laplacian_lines(window.shape, self.grid.zooms, like=self.grid.kernel)
 
     def _step(self) -> Sums:
-        self._solve()
-        return gradient_split(
-            self.image,
-            self.right,
+        image, shape = self._solve(), self.grid.window.shape
+        right = torch.empty_like(image)
+        sums = gradient_split(
+            image,
+            self.chi,
             self.state,
             self.grid.zone,
             self.grid.zooms,
@@ -147,37 +147,38 @@ class TotalVariation:
             edges=self.grid.edges,
             escape=self.escape,
             escape_weight=self.support,
-            out=self.right,
+            out=right,
         )
+        del image  # volumes are large: hold none longer than needed
+        self.right = rfft(right, shape)
+        return sums
 
-    def _solve(self) -> None:
-        """Find the map of the next step; the one before it stands in ``right`` then."""
-        shape = self.grid.window.shape
-        spectrum = rfft(self.right, shape)
-        self.right = self.image
+    def _solve(self) -> Tensor:
+        """Find the map of the next step, on the whole grid; ``right`` is used up."""
+        shape, spectrum = self.grid.window.shape, self.right
+        del self.right
         dipole_step(
             spectrum,
             rfft(self.residual, shape),
             self.predicted,
             self.grid.kernel,
-            self.inverse,
-            self.mu,
+            self.lines,
+            weights=(self.lambda_ * self.rho, self.mu, self.support),
         )
-        self.image = irfft(spectrum, shape, shape, overwrite=True)
+        return irfft(spectrum, shape, shape, overwrite=True)
 
     def field(self) -> Tensor:
         """Field of the map, in the window's box."""
         window = self.grid.window
-        return irfft(self.predicted, window.shape, window.mask.shape).contiguous()
+        return irfft(self.predicted, window.shape, window.mask.shape)
 
     def variation(self) -> float:
-        """Total variation of the map, over the whole grid."""
+        """Total variation of the map, in the box."""
         total = 0.0
         for axis, zoom in zip(SPACE, self.grid.zooms, strict=True):
-            steps = (self.image.roll(-1, axis) - self.image).abs_()
-            total += steps.sum(dtype=torch.float64).item() / zoom
+            total += self.chi.diff(dim=axis).abs_().sum(dtype=torch.float64).item() / zoom
         return total
 
     def map(self) -> Tensor:
         """Give the map on the image's grid, 0 outside the mask."""
-        return self.grid.window.back(self.image)
+        return self.grid.window.back(self.chi)

@@ -134,8 +134,9 @@ class Window:
         *,
         padding: float,
         reach: float = 0.0,
+        rim: int = 0,
     ) -> "Window":
-        """Cut out the mask's box with ``reach`` mm around it, and plan zeros beyond.
+        """Cut out the mask's box with ``reach`` mm and ``rim`` voxels around it, and plan zeros.
 
         The copies of the object that a discrete Fourier transform implies lie ``padding`` of its
         size away. A margin in mm would be wasted on a small object and too little for a large one.
@@ -150,7 +151,7 @@ class Window:
             msg = f"field {tuple(field.shape)} is not (X, Y, Z): give one field at a time"
             raise ValueError(msg)
         known, inside, _ = crop(field, mask)
-        i, j, k = (math.ceil(reach / zoom) for zoom in zooms)
+        i, j, k = (math.ceil(reach / zoom) + rim for zoom in zooms)
         around = (k, k, j, j, i, i)
         inner = torch.nn.functional.pad(known, around)
         x, y, z = (

@@ -5,11 +5,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from qsmpipe.numerics.fourier import Shape, Zooms, irfft, rfft
+from qsmpipe.numerics.fourier import SPACE, Shape, Zooms, irfft, rfft
 from qsmpipe.numerics.fused.gradient import ALLOWED, OBSERVED, clip, gradient_split
 from qsmpipe.numerics.inversion.common import Susceptibility, Window, positive
 from qsmpipe.numerics.kernels import AXIAL, dipole, laplacian
-from qsmpipe.numerics.operators import gradient_adjoint
 from qsmpipe.numerics.solvers import Convergence, lsmr
 
 PADDING = 0.5
@@ -122,29 +121,34 @@ def rts(
     zone = torch.full(shape, ALLOWED, dtype=torch.uint8, device=field.device)
     zone[:x, :y, :z] += OBSERVED * window.mask.to(torch.uint8)
     state = field.new_zeros((3, *shape))
-    right, image = field.new_zeros(shape), field.new_zeros(shape)
+    right, chi = field.new_zeros(shape), field.new_zeros(shape)
     inverse = _inverse(known, rho, smooth)
     gaps: list[float] = []
     change, iterations = float("inf"), 0
     while iterations < max_iterations and change > tolerance:
         spectrum = rfft(right, shape).add_(fixed).mul_(inverse)
-        previous, image = image, irfft(spectrum, shape, shape, overwrite=True)
+        image = irfft(spectrum, shape, shape, overwrite=True)
         del spectrum
         sums = gradient_split(
-            image, previous, state, zone, zooms, threshold=1 / rho, weight=rho, out=right
+            image, chi, state, zone, zooms, threshold=1 / rho, weight=rho, out=right
         )
+        del image
         iterations += 1
         gaps.append(sums.gap**0.5)
         # At the start the split may stand still at 0: the change alone would stop it there.
         change = max(sums.relative_change, gaps[-1] / gaps[0] if gaps[0] > 0 else 0.0)
         if len(gaps) > 1 and gaps[-1] > SLOW * gaps[-2]:
             # The dual variable is in units of 1 / rho; clipped at 1 / rho, it holds the state.
-            state -= (1 - 1 / FASTER) * clip(state, 1 / rho)
+            for component in state:
+                component.sub_(clip(component, 1 / rho), alpha=1 - 1 / FASTER)
             rho *= FASTER
             inverse = _inverse(known, rho, smooth)
-            right = rho * gradient_adjoint(state - 2 * clip(state, 1 / rho), zooms)
+            right.zero_()
+            for component, axis, zoom in zip(state, SPACE, zooms, strict=True):
+                now = component - 2 * clip(component, 1 / rho)
+                right.add_(now.roll(1, axis).sub_(now), alpha=rho / zoom)
     return Susceptibility(
-        window.back(image), Convergence(change <= tolerance, iterations, change, tolerance)
+        window.back(chi), Convergence(change <= tolerance, iterations, change, tolerance)
     )
 
 

@@ -200,17 +200,16 @@ class SingleStep(TotalVariation):
         inverse.mul_(self.lambda_ * self.rho).add_(self.gain)
         self.inverse = inverse.add_(self.support).reciprocal_()
 
-    def _solve(self) -> None:
+    def _solve(self) -> Tensor:
         """Find the map of the next step; ``predicted`` is its spectrum here."""
         shape = self.grid.window.shape
-        spectrum = rfft(self.right, shape)
-        self.right = self.image
         for n, kernel in enumerate(self.kernels, 1):
             lacking = torch.where(self.fitting == n, self.residual, 0)
-            draw_step(spectrum, rfft(lacking, shape), kernel, self.mu)
-        settle_step(spectrum, self.predicted, self.gain, self.inverse)
-        self.predicted = spectrum
-        self.image = irfft(spectrum, shape, shape)
+            draw_step(self.right, rfft(lacking, shape), kernel, self.mu)
+        settle_step(self.right, self.predicted, self.gain, self.inverse)
+        self.predicted = self.right
+        del self.right
+        return irfft(self.predicted, shape, shape)
 
     def field(self) -> Tensor:
         """Field of the map minus its mean over the ball that fits, in the window's box."""

@@ -103,8 +103,8 @@ def tgv(
     lambda_, chosen = follow_noise(lambda_, LAMBDA_PER_NOISE, mask, noise)
     positive(ratio=ratio, rho=rho, mu=mu)
     grid = Grid.around(field, mask, zooms, b0_direction, padding=PADDING, reach=REACH)
-    weight = grid.window.place(data_weight(mask, noise, field))
-    split = squared_misfit(grid.window.field, weight, mu=mu)
+    weight = data_weight(mask, noise, field)
+    split = squared_misfit(grid.window.field, grid.window.place(weight), mu=mu)
     solver = GeneralisedVariation(grid, rho=rho, mu=mu, ratio=ratio)
     convergence = solver.run(
         split, lambda_=lambda_, tolerance=tolerance, max_iterations=max_iterations
@@ -197,9 +197,10 @@ class GeneralisedVariation(TotalVariation):
         """Go to where everything is 0."""
         super().restart()
         shape = self.grid.window.shape
-        self.second = self.right.new_zeros((6, *shape))
+        self.state = self.chi.new_zeros((3, *shape))
+        self.second = self.chi.new_zeros((6, *shape))
         # The right-hand sides of w, and w itself from its solution to the end of a step.
-        self.slopes = [self.right.new_zeros(shape) for _ in range(3)]
+        self.slopes = [self.chi.new_zeros(shape) for _ in range(3)]
 
     def _prepare(self) -> None:
         grid = self.grid
@@ -211,9 +212,9 @@ class GeneralisedVariation(TotalVariation):
 
     def _step(self) -> Sums:
         shape, weight = self.grid.window.shape, self.lambda_ * self.rho
-        spectrum = rfft(self.right, shape)
-        self.right = self.image
         spectra = [rfft(self.slopes.pop(0), shape) for _ in range(3)]
+        spectrum = self.right
+        del self.right
         curvature_step(
             spectrum,
             spectra,
@@ -223,12 +224,13 @@ class GeneralisedVariation(TotalVariation):
             self.symbols,
             weights=(weight, weight * self.ratio, self.mu, self.support),
         )
-        self.image = irfft(spectrum, shape, shape, overwrite=True)
-        del spectrum
         self.slopes = [irfft(spectra.pop(0), shape, shape, overwrite=True) for _ in range(3)]
-        return curvature_split(
-            self.image,
-            self.right,
+        image = irfft(spectrum, shape, shape, overwrite=True)
+        del spectrum
+        right = torch.empty_like(image)
+        sums = curvature_split(
+            image,
+            self.chi,
             self.slopes,
             self.state,
             self.second,
@@ -237,5 +239,8 @@ class GeneralisedVariation(TotalVariation):
             self.grid.zooms,
             thresholds=(1 / self.rho, 1 / self.rho),
             weights=(weight, weight * self.ratio, self.support),
-            out=self.right,
+            out=right,
         )
+        del image
+        self.right = rfft(right, shape)
+        return sums

@@ -144,8 +144,11 @@ def tv(
     grid = Grid.around(
         field, mask, zooms, b0_direction, padding=PADDING, reach=REACH, smooth=smooth
     )
-    weight = grid.window.place(data_weight(mask, noise, field))
-    split = squared_misfit(grid.window.field, weight, mu=mu)
+
+    def weight() -> Tensor:  # a volume that is not held on to
+        return grid.window.place(data_weight(mask, noise, field))
+
+    split = squared_misfit(grid.window.field, weight(), mu=mu)
     solver = TotalVariation(grid, rho=rho, mu=mu)
     curve = None
     if isinstance(lambda_, str):
@@ -153,7 +156,7 @@ def tv(
 
         def tried(candidate: float) -> Trial:
             solver.run(split, lambda_=candidate, tolerance=0.0, max_iterations=TRIAL_ITERATIONS)
-            residual = (solver.field() - grid.window.field).mul_(weight)
+            residual = (solver.field() - grid.window.field).mul_(weight())
             return Trial(residual.norm(dtype=torch.float64).item(), solver.variation())
 
         curve = choose(

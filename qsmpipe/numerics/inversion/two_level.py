@@ -79,7 +79,7 @@ def two_level(
     Returns
     -------
     Susceptibility
-        ``iterations`` and ``change`` are the larger ones of the two levels.
+        ``iterations`` are those of both levels, ``change`` is the larger one of the two.
 
     References
     ----------
@@ -118,7 +118,7 @@ def two_level(
     second, two = level(field - effect, lambda_)
     convergence = Convergence(
         one.converged and two.converged,
-        max(one.iterations, two.iterations),
+        one.iterations + two.iterations,
         max(one.change, two.change),
         tolerance,
     )

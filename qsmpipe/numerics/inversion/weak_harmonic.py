@@ -146,10 +146,10 @@ class WeakHarmonic(TotalVariation):
         grid = self.grid
         self.smooth = laplacian(grid.window.shape, grid.zooms, like=grid.kernel)
 
-    def _solve(self) -> None:
+    def _solve(self) -> Tensor:
         shape, box = self.grid.window.shape, self.grid.window.mask.shape
-        spectrum, bend = rfft(self.right, shape), rfft(self.bend, shape)
-        self.right = self.image
+        spectrum, bend = self.right, rfft(self.bend, shape)
+        del self.right
         harmonic_step(
             spectrum,
             rfft(self.residual, shape),
@@ -160,10 +160,10 @@ class WeakHarmonic(TotalVariation):
             self.smooth,
             weights=(self.lambda_ * self.rho, self.mu, self.nu, self.support),
         )
-        self.image = irfft(spectrum, shape, shape, overwrite=True)
-        del spectrum
-        self.bend = irfft(bend, shape, box, overwrite=True).contiguous()
+        self.bend = irfft(bend, shape, box, overwrite=True)
+        del bend
         data_split(self.bend, self.bend_dual, self.flat, self.rigid)
+        return irfft(spectrum, shape, shape, overwrite=True)
 
     def harmonic(self) -> Tensor:
         """Give the remnant on the image's grid, 0 outside the mask."""
