@@ -132,19 +132,48 @@ def homodyne(
     phase, magnitude, inside = _inside(phase, magnitude, mask)
     box = bounding_box(inside)
     known, axis = inside[box], slice_axis(b0_direction)
-    shape = padded_shape(known.shape, zooms, margin=4 * resolution)
-    axes = [other for other in range(3) if other != axis or not per_slice]
-    transfer = _window(shape, zooms, resolution, window, axes=axes, like=phase)
 
     total = torch.zeros_like(known, dtype=phase.dtype)
     for angle, size in zip(phase, magnitude, strict=True):
-        size = torch.where(known, size[box], 0.0)
-        image = torch.polar(size, torch.where(known, angle[box], 0.0))
-        smooth = _low_pass(image, transfer, axes, shape)
-        left = sign * (image * smooth.conj()).angle()
-        total += size * (1 - left.clamp(min=0) / math.pi).pow(power)
+        left = sign * high_pass(
+            angle, inside, zooms, magnitude=size, b0_direction=b0_direction,
+            resolution=resolution, window=window, per_slice=per_slice,
+        )[box]  # fmt: skip
+        total += torch.where(known, size[box], 0) * (1 - left.clamp(min=0) / math.pi).pow(power)
     total /= len(phase)
     return _result(total, known, box, zooms, axis, thickness, like=inside)
+
+
+def high_pass(
+    phase: Tensor,
+    mask: Tensor,
+    zooms: Zooms,
+    *,
+    magnitude: Tensor,
+    b0_direction: Sequence[float] = AXIAL,
+    resolution: float = DEFAULT_RESOLUTION,
+    window: Window = "hann",
+    per_slice: bool = True,
+) -> Tensor:
+    """Phase (rad) that :func:`homodyne` weights by, of one echo.
+
+    Parameters are those of that function, all images (X, Y, Z).
+
+    Returns
+    -------
+    (X, Y, Z) tensor
+        At most half a turn in size; 0 outside ``mask``.
+    """
+    check_mask(phase, mask)
+    box = bounding_box(mask)
+    known, axis = mask[box], slice_axis(b0_direction)
+    axes = [other for other in range(3) if other != axis or not per_slice]
+    shape = padded_shape(known.shape, zooms, margin=4 * resolution)
+    transfer = _window(shape, zooms, resolution, window, axes=axes, like=phase)
+    size = torch.where(known, magnitude[box], 0.0)
+    image = torch.polar(size, torch.where(known, phase[box], 0.0))
+    left = (image * _low_pass(image, transfer, axes, shape).conj()).angle()
+    return in_place(torch.where(known, left, 0.0), box, mask)
 
 
 def clear(

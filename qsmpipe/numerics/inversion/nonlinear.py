@@ -153,6 +153,7 @@ def run_on_phase(
         Of what follows on the linear steps.
     """
     phase, w = solver.grid.window.field, solver.grid.window.place(weight)
+    del weight  # volumes are large: hold none longer than needed
     # The objective of absolute residuals, times whatever makes this limit.
     solver.run(
         partial(limit_split, measured=phase, limit=LIMIT * w),

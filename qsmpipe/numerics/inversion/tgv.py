@@ -103,8 +103,9 @@ def tgv(
     lambda_, chosen = follow_noise(lambda_, LAMBDA_PER_NOISE, mask, noise)
     positive(ratio=ratio, rho=rho, mu=mu)
     grid = Grid.around(field, mask, zooms, b0_direction, padding=PADDING, reach=REACH)
-    weight = data_weight(mask, noise, field)
-    split = squared_misfit(grid.window.field, grid.window.place(weight), mu=mu)
+    split = squared_misfit(
+        grid.window.field, grid.window.place(data_weight(mask, noise, field)), mu=mu
+    )
     solver = GeneralisedVariation(grid, rho=rho, mu=mu, ratio=ratio)
     convergence = solver.run(
         split, lambda_=lambda_, tolerance=tolerance, max_iterations=max_iterations
