@@ -1,0 +1,1 @@
+"""Training data, made on the fly: a sample follows from a seed and its number alone."""
