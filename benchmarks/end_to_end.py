@@ -2,10 +2,11 @@
 
     python benchmarks/end_to_end.py --data /tmp/heads --out /tmp/end_to_end
 
-simulates whole heads of 1 mm (3 T and 7 T, upright and tilted), runs the app on each with
-each preset, and prints one table. Heads and results are kept, so that it resumes. Scores are over
-the whole true brain, where what a method left out counts as zero, and again inside the mask that
-it kept. A chain with several inversions ("default --inversion tfi,tv") has a row for each map.
+simulates whole heads (3 T and 7 T, upright and tilted) of 1 mm, or of other voxels with
+"--voxel 1 1 2", runs the app on each with each preset, and prints one table. Heads and results
+are kept, so that it resumes. Scores are over the whole true brain, where what a method left out
+counts as zero, and again inside the mask that it kept. A chain with several inversions
+("default --inversion tfi,tv") has a row for each map.
 """
 
 import argparse
@@ -132,12 +133,18 @@ def main() -> None:
         help=f"by default those that tell how good the defaults are, {numbers(REPORTED)}; those "
         f"to choose defaults on are {numbers(TUNED)}",
     )  # fmt: skip
+    parser.add_argument(
+        "--voxel", type=int, nargs=3, default=(1, 1, 1), metavar=("X", "Y", "Z"),
+        help="edges of a voxel (mm), multiples of 1 mm: 1 1 2",
+    )  # fmt: skip
     given = parser.parse_args()
     rows: dict[tuple[str, str, str], list[dict[str, float]]] = {}
     costs: dict[str, list[dict[str, float]]] = {}
     for head in given.heads:
         field_strength, tilt = CASES[head]
-        folder = write_head(head, given.data, field_strength=field_strength, tilt=tilt)
+        folder = write_head(
+            head, given.data, field_strength=field_strength, tilt=tilt, voxel=tuple(given.voxel)
+        )
         truth = dict(np.load(folder / "truth.npz"))
         for chain in given.chains:
             out = given.out / re.sub(r"\W+", "_", chain) / folder.name
