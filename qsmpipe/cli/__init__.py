@@ -6,7 +6,11 @@ from collections.abc import Sequence
 from qsmpipe.cli.errors import Exit, RunError
 from qsmpipe.cli.parser import parse
 
-SUBCOMMANDS = {"simulate": "qsmpipe.cli.simulate", "dicom": "qsmpipe.cli.dicom"}
+SUBCOMMANDS = {
+    "simulate": "qsmpipe.cli.simulate",
+    "dicom": "qsmpipe.cli.dicom",
+    "train": "qsmpipe.cli.train",
+}
 """First words that are not a dataset; a folder of such a name is given as ``./simulate``."""
 
 

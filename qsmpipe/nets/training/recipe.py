@@ -1,0 +1,268 @@
+"""What a training consists of, read from TOML: network, data, loss, steps."""
+
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, TypeVar, get_args
+
+import torch
+
+from qsmpipe.nets.architectures import ARCHITECTURES
+from qsmpipe.nets.contract import Contract
+from qsmpipe.nets.training.analytic import Analytic
+from qsmpipe.nets.training.augment import Augmentation
+from qsmpipe.nets.training.brains import Brains
+from qsmpipe.nets.training.dataset import Samples, Source
+from qsmpipe.nets.training.heads import LabelMap
+from qsmpipe.nets.training.losses import LOSSES
+from qsmpipe.nets.training.measure import Measurement
+from qsmpipe.nets.training.sample import Scans
+from qsmpipe.nets.training.shapes import Shapes
+
+Precision: TypeAlias = Literal["float32", "bfloat16"]
+
+SOURCES: dict[str, Callable[..., Source]] = {
+    "shapes": Shapes, "analytic": Analytic, "brains": Brains,
+}  # fmt: skip
+
+Part = TypeVar("Part")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blueprint:
+    """Which network."""
+
+    architecture: str
+    """A key of :data:`qsmpipe.nets.architectures.ARCHITECTURES`."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Of its class."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """Which samples."""
+
+    source: str
+    """A key of :data:`SOURCES`."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Of its class."""
+    scans: Scans | None = None
+    """The source's own by default."""
+    augmentation: Augmentation | None = None
+    measurement: Measurement | None = None
+
+    def samples(
+        self, *, seed: int, device: str | torch.device, heads: Sequence[LabelMap] = ()
+    ) -> Samples:
+        """Make them, of ``heads`` on the device if they are brains."""
+        more: dict[str, Any] = {} if self.scans is None else {"scans": self.scans}
+        if self.source == "brains":
+            more["heads"] = heads
+        source = SOURCES[self.source](**self.options, **more)
+        return Samples(
+            source=source,
+            augmentation=self.augmentation,
+            measurement=self.measurement,
+            seed=seed,
+            device=device,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """How the network follows the loss."""
+
+    loss: str
+    """A key of :data:`.losses.LOSSES`."""
+    steps: int
+    batch: int
+    """Samples of a step."""
+    learning_rate: float
+    optimizer: Literal["adam", "rmsprop"] = "adam"
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Of Adam."""
+    weight_decay: float = 0.0
+    """Weight of half the squared parameters in the loss."""
+    decay: float = 1.0
+    """Factor of the learning rate every ``decay_steps`` steps, smoothly in between."""
+    decay_steps: int = 1000
+    seed: int = 0
+    """Of the parameters and of the samples; those of validation have the next one."""
+    precision: Precision = "bfloat16"
+    validate_every: int = 500
+    """Steps."""
+    validation_samples: int = 16
+
+    def __post_init__(self) -> None:
+        if self.loss not in LOSSES:
+            raise ValueError(f"loss is {self.loss!r}: give one of {', '.join(LOSSES)}")
+        if self.optimizer not in ("adam", "rmsprop"):
+            raise ValueError(f"optimizer is {self.optimizer!r}: give adam or rmsprop")
+        if self.precision not in get_args(Precision):
+            raise ValueError(f"precision is {self.precision!r}: give float32 or bfloat16")
+        for name in ("steps", "batch", "learning_rate", "decay", "decay_steps", "validate_every",
+                     "validation_samples"):  # fmt: skip
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} is {getattr(self, name)}: give a number above 0")
+
+    def rate(self, step: int) -> float:
+        """Learning rate of a step."""
+        return self.learning_rate * self.decay ** (step / self.decay_steps)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adversary:
+    """The critic of QSMGAN and its part in the loss; the network is trained before, or goes on.
+
+    First the critic alone learns for ``alone`` steps; then each step updates it ``updates`` times
+    and the network once.
+    """
+
+    alone: int = 20_000
+    updates: int = 5
+    penalty: float = 100.0
+    """Weight of the gradient penalty."""
+    content: float = 1.0
+    """Weight of the schedule's loss."""
+    adversarial: float = 0.01
+    """Weight of the critic's score."""
+    width: int = 32
+    """Kernels in the critic's first layer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """All of a training."""
+
+    network: Blueprint
+    contract: Contract
+    data: Data
+    training: Schedule
+    validation: Data | None = None
+    """Samples that are not trained on; ``data`` under another seed, and other heads, if None."""
+    adversary: Adversary | None = None
+    about: Mapping[str, str] = field(default_factory=dict)
+    """Paper and what else a reader should know."""
+
+    def __post_init__(self) -> None:
+        if self.network.architecture not in ARCHITECTURES:
+            msg = f"architecture is {self.network.architecture!r}"
+            raise ValueError(f"{msg}: give one of {', '.join(ARCHITECTURES)}")
+        for data in (self.data, self.validation):
+            if data is not None and data.source not in SOURCES:
+                raise ValueError(f"source is {data.source!r}: give one of {', '.join(SOURCES)}")
+
+    @property
+    def needs_heads(self) -> bool:
+        """Whether label maps are needed."""
+        return "brains" in (self.data.source, (self.validation or self.data).source)
+
+
+PARTS: dict[tuple[type, str], type] = {
+    (Recipe, "network"): Blueprint,
+    (Recipe, "contract"): Contract,
+    (Recipe, "data"): Data,
+    (Recipe, "validation"): Data,
+    (Recipe, "training"): Schedule,
+    (Recipe, "adversary"): Adversary,
+    (Data, "scans"): Scans,
+    (Data, "augmentation"): Augmentation,
+    (Data, "measurement"): Measurement,
+}
+"""Tables within tables."""
+
+
+RECIPES = resources.files("qsmpipe.nets") / "recipes"
+"""Those of the papers, a TOML file each."""
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that come with the package."""
+    names = (path.name for path in RECIPES.iterdir())
+    return sorted(name.removesuffix(".toml") for name in names if name.endswith(".toml"))
+
+
+def read_recipe(name: str, config: Path | None = None) -> Recipe:
+    """Read a recipe of the package, and change in it what a TOML file says.
+
+    Parameters
+    ----------
+    name : str
+        One of :func:`recipe_names`.
+    config : Path, optional
+        Its tables and keys take the place of the recipe's; all others stay. The options of a
+        network or of a source stay only where it is the same one.
+
+    Raises
+    ------
+    ValueError
+        Naming the file, the table and the key that is wrong.
+    """
+    if name not in recipe_names():
+        raise ValueError(f"no recipe is called {name}: give one of {', '.join(recipe_names())}")
+    table = tomllib.loads((RECIPES / f"{name}.toml").read_text())
+    where = name if config is None else str(config)
+    try:
+        if config is not None:
+            table = merged(table, tomllib.loads(config.read_text()))
+        return from_table(Recipe, table, "the recipe")
+    except OSError as error:
+        raise ValueError(f"{where}: {error.strerror}") from error
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
+def merged(table: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Put ``changes`` into a table, and into those that it holds.
+
+    >>> merged({"data": {"source": "shapes", "options": {"rim": 8}}, "seed": 0},
+    ...        {"data": {"source": "brains"}})
+    {'data': {'source': 'brains'}, 'seed': 0}
+    """
+    kept = dict(table)
+    if any(changes.get(name, table.get(name)) != table.get(name)
+           for name in ("architecture", "source")):  # fmt: skip
+        kept.pop("options", None)
+    for name, value in changes.items():
+        inner = kept.get(name)
+        if isinstance(value, dict) and isinstance(inner, dict):
+            value = merged(inner, value)
+        kept[name] = value
+    return kept
+
+
+def from_table(part: type[Part], table: Mapping[str, Any], where: str) -> Part:
+    """Make a dataclass of a table; lists become tuples.
+
+    Raises
+    ------
+    ValueError
+        If a key is unknown or missing.
+    """
+    known = {one.name: one for one in fields(part)}  # type: ignore[arg-type]
+    strangers = sorted(set(table) - set(known))
+    if strangers:
+        msg = f"{where} has no {', '.join(strangers)}: its keys are {', '.join(known)}"
+        raise ValueError(msg)
+    missing = [name for name, one in known.items() if name not in table
+               and one.default is MISSING and one.default_factory is MISSING]  # fmt: skip
+    if missing:
+        raise ValueError(f"{where} lacks {', '.join(missing)}")
+    values = {}
+    for name, value in table.items():
+        inner = PARTS.get((part, name))
+        values[name] = _frozen(value) if inner is None else from_table(inner, value, f"[{name}]")
+    try:
+        return part(**values)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
+def _frozen(value: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(map(_frozen, value))
+    if isinstance(value, dict):
+        return {key: _frozen(one) for key, one in value.items()}
+    return value

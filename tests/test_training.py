@@ -1,0 +1,365 @@
+"""Training: losses by hand, recipes, and a curve that no break changes."""
+
+import csv
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from qsmpipe.cli import main
+from qsmpipe.cli.errors import Exit
+from qsmpipe.nets.architectures import ARCHITECTURES, build
+from qsmpipe.nets.contract import Contract
+from qsmpipe.nets.training.losses import LOSSES, gradient_penalty, scale_invariant, si_qsm
+from qsmpipe.nets.training.recipe import Recipe, from_table, merged, read_recipe, recipe_names
+from qsmpipe.nets.training.trainer import BEST, LAST, Trainer
+
+TINY: dict[str, Any] = {
+    "network": {"architecture": "unet", "options": {"width": 2, "depth": 1}},
+    "contract": {"scale": 10.0, "output_scale": 10.0},
+    "data": {
+        "source": "shapes",
+        "options": {"shape": [16, 16, 16], "rim": [1, 2], "count": [3, 6]},
+        "augmentation": {},
+        "measurement": {"snr": [50.0, 200.0]},
+    },
+    "training": {
+        "loss": "scale-invariant", "learning_rate": 1e-2, "batch": 2, "steps": 6,
+        "precision": "float32", "validate_every": 2, "validation_samples": 3,
+    },
+}  # fmt: skip
+CRITIC: dict[str, Any] = {
+    "network": {"architecture": "qsmgan", "options": {"width": 2, "depth": 2, "crop": 8}},
+    "contract": {"squashed": True},
+    "data": {"options": {"shape": [32, 32, 32]}},
+    "adversary": {"alone": 2, "updates": 2, "width": 2},
+    "training": {"steps": 3, "batch": 1, "loss": "absolute"},
+}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Any:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def recipe(**changes: Any) -> Recipe:
+    return from_table(Recipe, merged(TINY, changes), "the recipe")
+
+
+def trainer(folder: Path, **changes: Any) -> Trainer:
+    made = recipe(**changes)
+    seed = made.training.seed
+    return Trainer(
+        made,
+        made.data.samples(seed=seed, device="cpu"),
+        made.data.samples(seed=seed + 1, device="cpu"),
+        folder,
+    )
+
+
+def vector(network: nn.Module) -> Tensor:
+    return torch.cat([value.double().flatten() for value in network.state_dict().values()])
+
+
+def parameters(network: nn.Module) -> Tensor:
+    """Without the running means of batch normalisation."""
+    return torch.cat([value.detach().flatten() for value in network.parameters()])
+
+
+def images(seed: int = 0, batch: int = 2) -> Tensor:
+    return torch.randn(batch, 1, 5, 6, 7, generator=torch.Generator().manual_seed(seed)).double()
+
+
+# Contracts
+
+
+@pytest.mark.parametrize(
+    "contract", [Contract(), Contract(output_scale=-3), Contract(output_scale=10, squashed=True)]
+)
+def test_what_a_network_should_give_means_the_susceptibility(contract: Contract) -> None:
+    chi = 0.05 * images()
+    torch.testing.assert_close(contract.susceptibility(contract.target(chi)), chi)
+
+
+def test_images_are_stacked_in_their_order_and_scaled() -> None:
+    field, mask = images(), images(1) > 0
+    stacked = Contract(channels=("mask", "field"), scale=-100).images(field=field, mask=mask)
+    assert stacked.shape == (2, 2, 5, 6, 7)
+    torch.testing.assert_close(stacked, torch.cat([mask.double(), -100 * field], dim=1))
+    filtered = Contract(channels=("filtered phase",), scale=2)
+    only = filtered.images(field=None, mask=mask, filtered=field)
+    torch.testing.assert_close(only, 2 * field)
+
+
+def test_what_is_missing_or_makes_no_sense_is_refused() -> None:
+    with pytest.raises(ValueError, match="takes the filtered phase"):
+        Contract(channels=("filtered phase",)).images(field=images(), mask=images() > 0)
+    with pytest.raises(ValueError, match="field, mask, filtered phase"):
+        Contract(channels=("magnitude",))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="scale of 0"):
+        Contract(scale=0.0)
+
+
+# Losses
+
+
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
+def test_voxels_outside_the_mask_have_no_loss(loss: Any) -> None:
+    output, target, mask = images(), images(1), images(2) > 0
+    other = torch.where(mask, output, 100.0)
+    assert loss(other, target, mask) == pytest.approx(loss(output, target, mask).item())
+    assert loss(output, target, mask & ~mask) == 0
+    smooth = torch.ones_like(target)
+    assert loss(smooth, smooth, mask) == 0
+
+
+def test_one_loss_does_not_see_the_amplitude() -> None:
+    output, target, mask = images(), images(1), images(2) > 0
+    factors = torch.tensor([0.1, 2.0]).double().view(2, 1, 1, 1, 1)
+    expected = scale_invariant(output, target, mask)
+    torch.testing.assert_close(scale_invariant(factors * output, factors * target, mask), expected)
+    inside = target[0][mask[0]], output[0][mask[0]]
+    alone = (inside[1] - inside[0]).square().mean() / inside[0].var(correction=0)
+    torch.testing.assert_close(scale_invariant(output[:1], target[:1], mask[:1]), alone)
+
+
+def test_the_loss_of_si_qsm_is_its_formula() -> None:
+    output, target = images(batch=1), images(1, batch=1)
+    mask = torch.ones_like(output, dtype=torch.bool)
+    error, n = output - target, output.numel()
+    variation = sum(output.diff(dim=axis).abs().sum() for axis in (2, 3, 4))
+    expected = error.square().mean() + 0.5 * error.abs().mean() + 2 * variation / n
+    torch.testing.assert_close(si_qsm(output, target, mask, beta=0.5, gamma=2.0), expected)
+
+
+def test_the_gradient_penalty_of_a_plane_is_that_of_its_slope() -> None:
+    slope = images(batch=1)
+
+    class Plane(nn.Module):
+        def forward(self, maps: Tensor) -> Tensor:
+            return (slope * maps).flatten(1).sum(1)
+
+    share = torch.tensor([0.2, 0.9]).double()
+    found = gradient_penalty(Plane(), images(1), images(2), share)
+    torch.testing.assert_close(found, (slope.norm() - 1) ** 2)
+
+
+# Recipes
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_recipes_of_the_papers_fit_their_networks(name: str) -> None:
+    made = read_recipe(name)
+    assert made.about["paper"]
+    with torch.device("meta"):
+        network = build(made.network.architecture, made.network.options)
+        assert network.channels == len(made.contract.channels)
+        network.check(torch.empty(1, network.channels, *made.data.options["shape"]))
+
+
+def test_every_network_has_a_recipe() -> None:
+    trained = {read_recipe(name).network.architecture for name in recipe_names()}
+    assert trained == set(ARCHITECTURES) - {"mesa-qsm"}  # that of Meta-QSM, by --config
+
+
+def test_a_file_changes_what_it_names(tmp_path: Path) -> None:
+    config = tmp_path / "mine.toml"
+    config.write_text("[network]\noptions = {width = 8}\n[training]\nsteps = 7\n")
+    mine, paper = read_recipe("unet", config), read_recipe("unet")
+    assert mine.network.options == {"width": 8}
+    assert mine.training == replace(paper.training, steps=7)
+    assert mine.data == paper.data
+    config.write_text('[network]\narchitecture = "mesa-qsm"\n')
+    assert read_recipe("meta-qsm", config).network.options == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[training]\nstep = 3", r"mine.toml: \[training\] has no step: its keys are .*steps"),
+        ("[training]\nsteps = 0", r"\[training\]: steps is 0: give a number above 0"),
+        ('[training]\nloss = "l1"', r"loss is 'l1': give one of absolute"),
+        ('[network]\narchitecture = "vnet"', r"architecture is 'vnet': give one of unet"),
+        ('[data]\nsource = "cats"', r"source is 'cats': give one of shapes"),
+        ("[training", r"mine.toml: Expected"),
+    ],
+)
+def test_recipes_that_make_no_sense_are_refused(text: str, message: str, tmp_path: Path) -> None:
+    config = tmp_path / "mine.toml"
+    config.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_recipe("unet", config)
+    with pytest.raises(ValueError, match="no recipe is called cats: give one of cpsi-net"):
+        read_recipe("cats")
+
+
+# Training
+
+
+@pytest.mark.parametrize("changes", [{}, CRITIC], ids=["alone", "with-critic"])
+@pytest.mark.parametrize("break_after", [1, 2])
+def test_a_broken_training_goes_on_to_the_same_curve(
+    changes: dict[str, Any], break_after: int, tmp_path: Path
+) -> None:
+    whole = trainer(tmp_path / "whole", **changes)
+    assert whole.run()
+    first = trainer(tmp_path / "broken", **changes)
+
+    def kill(one: Trainer) -> None:
+        if one.step == break_after:
+            one.save(LAST)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        first.run(after_step=kill)
+    second = trainer(tmp_path / "broken", **changes)
+    second.resume(tmp_path / "broken" / LAST)
+    assert second.step == break_after
+    assert second.run()
+    same = [row._replace(seconds=0) for row in whole.curve]
+    assert [row._replace(seconds=0) for row in second.curve] == same
+    assert torch.equal(vector(whole.network), vector(second.network))
+
+
+def test_the_best_network_is_kept(tmp_path: Path) -> None:
+    training = trainer(tmp_path, training={"steps": 8})
+    training.run()
+    best = min(training.curve, key=lambda row: row.nrmse)
+    kept = trainer(tmp_path)
+    kept.resume(tmp_path / BEST)
+    assert kept.step == best.step
+    assert kept.validate()[0] == pytest.approx(best.nrmse)
+
+
+def test_a_network_learns(tmp_path: Path) -> None:
+    """A map of 0 has an error of 100 %, and the slope of a right one is 1."""
+    training = trainer(
+        tmp_path,
+        network={"options": {"width": 8, "depth": 2}},
+        data={
+            "options": {"shape": [16, 16, 16], "count": [15, 25], "size": [1.5, 5.0]},
+            "measurement": {"snr": [1e3, 1e3]},
+        },
+        training={"loss": "squared", "learning_rate": 3e-3, "steps": 80, "validate_every": 80},
+    )
+    assert training.validate()[0] > 95
+    training.run()
+    assert training.curve[-1].nrmse < 75
+    assert training.curve[-1].slope > 0.4
+
+
+def test_time_that_is_up_keeps_the_checkpoint(tmp_path: Path) -> None:
+    training = trainer(tmp_path)
+    assert not training.run(max_hours=0.0)
+    other = trainer(tmp_path)
+    other.resume(tmp_path / LAST)
+    assert torch.equal(vector(other.network), vector(training.network))
+    assert other.run()
+
+
+def test_the_critic_learns_alone_first(tmp_path: Path) -> None:
+    training = trainer(tmp_path, **CRITIC)
+    assert training.critic is not None
+    before = parameters(training.network), vector(training.critic)
+
+    def look(one: Trainer) -> None:
+        assert one.critic is not None
+        assert torch.equal(parameters(one.network), before[0]) == (one.step <= 2)
+        assert not torch.equal(vector(one.critic), before[1])
+
+    training.run(after_step=look)
+
+
+def test_parameters_of_another_training_are_a_start(tmp_path: Path) -> None:
+    first = trainer(tmp_path / "one")
+    first.run()
+    second = trainer(tmp_path / "two", training={"seed": 5})
+    second.start_from(tmp_path / "one" / LAST)
+    assert second.step == 0
+    assert torch.equal(vector(second.network), vector(first.network))
+    other = trainer(tmp_path / "three", network={"options": {"width": 3}})
+    with pytest.raises(ValueError, match=r"last.pt: .* parameters do not fit UNet"):
+        other.start_from(tmp_path / "one" / LAST)
+
+
+# The command line
+
+
+TOML = """
+[network]
+options = { width = 2, depth = 1 }
+[data]
+options = { shape = [16, 16, 16], rim = [1, 2], count = [3, 6] }
+[training]
+steps = 4
+batch = 1
+validate_every = 2
+validation_samples = 1
+"""
+
+
+def train(*words: str | Path) -> int:
+    return main(["train", *map(str, words)])
+
+
+def test_the_command_trains_and_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, folder = tmp_path / "mine.toml", tmp_path / "out"
+    config.write_text(TOML)
+    assert train("unet", folder, "--config", config, "--max_hours", "0") == 0
+    assert "time is up at step 0" in capsys.readouterr().out
+    assert train("unet", folder, "--config", config) == 0
+    said = capsys.readouterr()
+    assert "going on from step 0" in said.err
+    assert "step 2 of 4: loss" in said.err
+    assert "best at step" in said.out
+    rows = list(csv.DictReader((folder / "curve.csv").open()))
+    assert [row["step"] for row in rows] == ["2", "4"]
+    assert (folder / "curve.png").read_bytes().startswith(b"\x89PNG")
+    assert train("unet", tmp_path / "two", "--config", config, "--start", folder / BEST) == 0
+
+
+def test_what_cannot_be_trained_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, folder = tmp_path / "mine.toml", tmp_path / "out"
+    config.write_text(TOML)
+    assert train("unet", folder, "--config", config, "--max-hours", "0") == 0
+    config.write_text(TOML.replace("width = 2", "width = 3"))
+    assert train("unet", folder, "--config", config) == Exit.USAGE
+    assert "holds a training by another recipe" in capsys.readouterr().err
+    config.write_text(TOML.replace("[16, 16, 16]", "[17, 16, 16]"))
+    assert train("unet", tmp_path / "other", "--config", config) == Exit.USAGE
+    assert "multiples of 2" in capsys.readouterr().err
+    assert train("cats", folder) == Exit.USAGE
+    assert "no recipe is called cats" in capsys.readouterr().err
+    assert train("meta-qsm", folder) == Exit.USAGE
+    assert "folder by --heads" in capsys.readouterr().err
+    assert train("unet", folder, "--config", tmp_path / "none.toml") == Exit.USAGE
+    assert "No such file" in capsys.readouterr().err
+
+
+def test_an_interrupted_command_keeps_its_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, folder = tmp_path / "mine.toml", tmp_path / "out"
+    config.write_text(TOML)
+    follow = Trainer._follow
+
+    def interrupted(self: Trainer, first: int) -> float:
+        if first == 1:
+            raise KeyboardInterrupt
+        return follow(self, first)
+
+    monkeypatch.setattr(Trainer, "_follow", interrupted)
+    assert train("unet", folder, "--config", config) == Exit.INTERRUPTED
+    monkeypatch.undo()
+    assert train("unet", folder, "--config", config) == 0
+    assert "going on from step 1" in capsys.readouterr().err
