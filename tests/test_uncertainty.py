@@ -24,7 +24,6 @@ from qsmpipe.numerics.uncertainty import (
     NotAFilterError,
     deviation,
     filter_deviation,
-    layered_pool,
     pool,
 )
 from qsmpipe.workflows.uncertainty import init_uncertainty_wf
@@ -334,17 +333,6 @@ def test_more_realisations_are_nearer_to_the_truth(plain: Scan) -> None:
         return (found.deviation / exact)[plain.mask].std().item()
 
     assert error(32) < 0.7 * error(4)
-
-
-def test_the_edge_is_averaged_by_itself() -> None:
-    """By a mask whose outermost layer has ten times the variance of what is inside."""
-    mask = torch.zeros(14, 13, 12, dtype=torch.bool)
-    mask[2:12, :11, 3:] = True  # two faces lie on the grid's own
-    inner = torch.zeros_like(mask)
-    inner[3:11, 1:10, 4:11] = True
-    variance = torch.where(inner, 1.0, 10.0)
-    found = layered_pool(torch.where(mask, variance, torch.nan), mask)
-    torch.testing.assert_close(found, torch.where(mask, variance, 0.0))
 
 
 def test_pooling_averages_inside_the_mask(plain: Scan) -> None:

@@ -150,9 +150,8 @@ def deviation(
 
     with :math:`e_k` independent between voxels. Without the local average P the variance is
     unbiased whatever the chain is, and the relative error of its root is :math:`1 / \sqrt{2 (K -
-    1)}`; the average (a Gaussian of :data:`POOLING` voxels inside the mask, without ``guide`` its
-    outermost voxels by themselves) makes it smaller, where the variance changes slowly from voxel
-    to voxel relative to ``guide``.
+    1)}`; the average (a Gaussian of :data:`POOLING` voxels inside the mask) makes it smaller,
+    where the variance changes slowly from voxel to voxel relative to ``guide``.
 
     Parameters
     ----------
@@ -210,7 +209,7 @@ def deviation(
     variance = squares / (realisations - 1)
     trusted = mask & (variance > 0)
     if guide is None:
-        pooled = layered_pool(variance, trusted)
+        pooled = pool(variance, trusted)
     else:
         scale = torch.where(trusted, guide, 0).square()
         trusted = trusted & (scale > 0)
@@ -316,23 +315,6 @@ def pool(variance: Tensor, mask: Tensor) -> Tensor:
     """Average (X, Y, Z) inside ``mask`` over a Gaussian of :data:`POOLING` voxels; 0 outside."""
     total = _blur(torch.where(mask, variance, 0))
     return torch.where(mask, total / _blur(mask.to(variance)), 0)
-
-
-def layered_pool(variance: Tensor, mask: Tensor) -> Tensor:
-    """Average as :func:`pool`, the outermost voxels of ``mask`` and the others each by themselves.
-
-    Susceptibility at the edge, where the data end, may scatter twice as much as next to it.
-    """
-    inner = mask.clone()
-    for axis in range(3):
-        for side in (1, -1):
-            # beyond the grid there is nothing
-            beyond = torch.zeros_like(mask)
-            n = mask.shape[axis] - 1
-            beyond.narrow(axis, max(side, 0), n).copy_(mask.narrow(axis, max(-side, 0), n))
-            inner &= beyond
-    outer = mask & ~inner
-    return torch.where(outer, pool(variance, outer), pool(variance, inner))
 
 
 def _blur(image: Tensor) -> Tensor:
