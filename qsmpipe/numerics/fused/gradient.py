@@ -228,8 +228,31 @@ def _clip(
 
 
 @serial
-def _flow(
-    flow: NDArray,
+def _advance(
+    state: NDArray,
+    slope: np.floating,
+    threshold: np.floating,
+    two: np.floating,
+    steep: NDArray | None,
+    i: int,
+    j: int,
+    k: int,
+    bit: int,
+    gap: NDArray,
+) -> np.floating:
+    """Give z - u of one component, whose v moves on in a row of ``state``."""
+    old = _clip(state[k], threshold, steep, i, j, k, bit)
+    new = slope + old
+    dual = _clip(new, threshold, steep, i, j, k, bit)
+    state[k] = new
+    gap[k] += (dual - old) * (dual - old)
+    return new - two * dual
+
+
+@serial
+def _across(
+    result: NDArray,
+    behind: NDArray,
     here: NDArray,
     beyond: NDArray,
     per_mm: np.floating,
@@ -242,16 +265,51 @@ def _flow(
     bit: int,
     gap: NDArray,
 ) -> None:
-    """Find z - u of one axis in a row, of whose first voxels ``state`` is v; it moves on."""
+    """Add what the first or second axis gives a row, of whose first voxels ``state`` is v.
+
+    ``behind`` is z - u on the row before, and that on this row afterwards.
+    """
     for k in range(len(state)):
-        old = _clip(state[k], threshold, steep, i, j, k, bit)
-        new = (beyond[k] - here[k]) * per_mm + old
-        dual = _clip(new, threshold, steep, i, j, k, bit)
-        state[k] = new
-        gap[k] += (dual - old) * (dual - old)
-        flow[k] = new - two * dual
-    for k in range(len(state), len(here)):
-        flow[k] = (beyond[k] - here[k]) * per_mm
+        slope = (beyond[k] - here[k]) * per_mm
+        now = _advance(state, slope, threshold, two, steep, i, j, k, bit, gap)
+        result[k] += (behind[k] - now) * per_mm
+        behind[k] = now
+    # The rest of the row has its own indices: of one that begins at a number numba does not know
+    # that it is 0 or above, and then makes no vector instructions.
+    start = len(state)
+    rest, free, after, ahead = result[start:], behind[start:], here[start:], beyond[start:]
+    for k in range(len(rest)):
+        now = (ahead[k] - after[k]) * per_mm
+        rest[k] += (free[k] - now) * per_mm
+        free[k] = now
+
+
+@serial
+def _along(
+    line: NDArray,
+    here: NDArray,
+    per_mm: np.floating,
+    state: NDArray,
+    threshold: np.floating,
+    two: np.floating,
+    steep: NDArray | None,
+    i: int,
+    j: int,
+    bit: int,
+    gap: NDArray,
+) -> None:
+    """Find z - u of the third axis on a row, from the second element of ``line`` on."""
+    nz = len(here)
+    for k in range(len(state)):
+        beyond = here[k + 1] if k + 1 < nz else here[0]
+        slope = (beyond - here[k]) * per_mm
+        line[k + 1] = _advance(state, slope, threshold, two, steep, i, j, k, bit, gap)
+    rest, free = here[len(state) :], line[len(state) + 1 :]
+    for k in range(len(rest) - 1):
+        free[k] = (rest[k + 1] - rest[k]) * per_mm
+    if len(rest) > 0:
+        line[nz] = (here[0] - here[nz - 1]) * per_mm
+    line[0] = line[nz]
 
 
 @serial
@@ -275,9 +333,10 @@ def hold_row(
         dual = away[k] + here[k]
         away[k] = dual * 0 if kind[k] & ALLOWED else dual
         result[k] += weight * (here[k] if kind[k] & ALLOWED else -dual)
-    for k in range(len(kind), len(here)):
-        away[k] += here[k]
-        result[k] -= weight * away[k]
+    rest, dual_rest, given = here[len(kind) :], away[len(kind) :], result[len(kind) :]
+    for k in range(len(rest)):
+        dual_rest[k] += rest[k]
+        given[k] -= weight * dual_rest[k]
 
 
 @serial
@@ -304,51 +363,42 @@ def _gradient_split_block(
     x, y, z = STEEP
     # Rows beyond the box have no state.
     nothing, nowhere = np.empty(0, image.dtype), np.empty(0, zone.dtype)
-    # z - u along x on the plane before, along y on the row before, along x, y or z on this row
-    plane = np.empty((ny, nz), image.dtype)
-    row, flow, turned = (
-        np.empty(nz, image.dtype), np.empty(nz, image.dtype), np.empty(nz, image.dtype)
-    )  # fmt: skip
+    # z - u along x on the plane before, along y on the row before, along z on this row
+    plane, row = np.zeros((ny, nz), image.dtype), np.zeros(nz, image.dtype)
+    line, unused = np.empty(nz + 1, image.dtype), np.empty(nz, image.dtype)
     # Sums per k, added up at the end: a single one would forbid vector instructions.
     change, size, gap, spare = np.zeros(bz), np.zeros(bz), np.zeros(bz), np.zeros(bz)
     for j in range(ny):
         was = before[block, j] if last < bx and j < by else nothing
-        _flow(
-            plane[j], image[last, j], image[first, j], per_mm[0], was,
+        _across(
+            unused, plane[j], image[last, j], image[first, j], per_mm[0], was,
             threshold, two, steep, last, j, x, spare,
         )  # fmt: skip
     for i in range(first, min(first + PLANES, nx)):
         was = state[1, i, ny - 1].copy() if i < bx and by == ny else nothing
-        _flow(
-            row, image[i, ny - 1], image[i, 0], per_mm[1], was,
+        _across(
+            unused, row, image[i, ny - 1], image[i, 0], per_mm[1], was,
             threshold, two, steep, i, ny - 1, y, spare,
         )  # fmt: skip
         for j in range(ny):
-            here, result, behind = image[i, j], out[i, j], plane[j]
+            here, result = image[i, j], out[i, j]
             v_x, v_y, v_z, kind = nothing, nothing, nothing, nowhere
             if i < bx and j < by:
                 v_x, v_y, v_z, kind = state[0, i, j], state[1, i, j], state[2, i, j], zone[i, j]
                 observe_row(here, previous[i, j], kind, change, size)
-            _flow(
-                flow, here, image[(i + 1) % nx, j], per_mm[0], v_x,
+            for k in range(nz):
+                result[k] = 0
+            _across(
+                result, plane[j], here, image[(i + 1) % nx, j], per_mm[0], v_x,
                 threshold, two, steep, i, j, x, gap,
             )  # fmt: skip
-            for k in range(nz):
-                result[k] = (behind[k] - flow[k]) * per_mm[0]
-                behind[k] = flow[k]
-            _flow(
-                flow, here, image[i, (j + 1) % ny], per_mm[1], v_y,
+            _across(
+                result, row, here, image[i, (j + 1) % ny], per_mm[1], v_y,
                 threshold, two, steep, i, j, y, gap,
             )  # fmt: skip
+            _along(line, here, per_mm[2], v_z, threshold, two, steep, i, j, z, gap)
             for k in range(nz):
-                result[k] += (row[k] - flow[k]) * per_mm[1]
-                row[k] = flow[k]
-            turned[: nz - 1] = here[1:]
-            turned[nz - 1] = here[0]
-            _flow(flow, here, turned, per_mm[2], v_z, threshold, two, steep, i, j, z, gap)
-            result[0] = weight * (result[0] + (flow[nz - 1] - flow[0]) * per_mm[2])
-            for k in range(1, nz):
-                result[k] = weight * (result[k] + (flow[k - 1] - flow[k]) * per_mm[2])
+                result[k] = weight * (result[k] + (line[k] - line[k + 1]) * per_mm[2])
             if escape.size > 0:
                 hold_row(here, escape[i, j], kind, escape_weight, result)
     for k in range(bz):

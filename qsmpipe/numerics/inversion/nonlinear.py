@@ -156,13 +156,13 @@ def run_on_phase(
     del weight  # volumes are large: hold none longer than needed
     # The objective of absolute residuals, times whatever makes this limit.
     solver.run(
-        partial(limit_split, measured=phase, limit=LIMIT * w),
+        partial(limit_split, measured=phase, limit=w.mul_(LIMIT)),
         lambda_=LIMIT * solver.mu * L1_LAMBDA,
         tolerance=0.0,
         max_iterations=LINEAR_STEPS,
     )
     convergence = solver.run(
-        partial(phase_split, measured=phase, weight=w.square_().div_(solver.mu)),
+        partial(phase_split, measured=phase, weight=w.div_(LIMIT).square_().div_(solver.mu)),
         lambda_=per_ppm * lambda_,
         tolerance=tolerance,
         max_iterations=max_iterations,
