@@ -245,6 +245,21 @@ def test_the_methods_text_comes_without_a_run(
         (["{data}", "{out}", "participant", "--device", "cuda"], 64, "no CUDA device"),
         (["{data}", "{out}", "participant", "--mask", "given"], 64, "--derivatives"),
         (["{data}", "{out}", "participant", "--config_file", "/nowhere"], 64, "TOML"),
+        (
+            ["{data}", "{out}", "participant", "--set", "inversion.tfi.edges=1.5"],
+            64,
+            "inversion.tfi.edges must be 0.0 <= a floating point number < 1.0, but 1.5 was given",
+        ),
+        (
+            ["{data}", "{out}", "participant", "--set", "inversion.tfi.lambda=-1"],
+            64,
+            "inversion.tfi.lambda is",
+        ),
+        (
+            ["{data}", "{out}", "participant", "--set", "mask.bet.fractional_intensity=3"],
+            64,
+            "mask.bet.fractional_intensity must be",
+        ),
     ],
 )
 def test_what_cannot_start_says_why(

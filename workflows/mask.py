@@ -7,8 +7,9 @@ from nipype.interfaces.utility import IdentityInterface, Merge
 from nipype.pipeline.engine import Node, Workflow
 
 from qsmpipe.interfaces.mask import Combine, Given, QualityMap, Refine
-from qsmpipe.methods import GIVEN, interface_of, mask_steps, parameters_of
+from qsmpipe.methods import GIVEN, mask_steps, parameters_of
 from qsmpipe.methods import method as row_of
+from qsmpipe.workflows.stage import interface_with
 
 SYMBOLS = {"&": "and", "|": "or"}
 """How masks are joined, to :data:`qsmpipe.numerics.masks.morphology.OPERATIONS`."""
@@ -105,7 +106,7 @@ def init_mask_wf(
             workflow.connect([(inputnode, node, [("mask_given", "mask")])])
         else:
             chosen = (parameters or {}).get(key, {})
-            interface = interface_of("mask", key)(**threads, **chosen)
+            interface = interface_with("mask", key, chosen, **threads)
             node = Node(interface, name=key, n_procs=omp_nthreads)
         workflow.connect([(inputnode, node, [("magnitude", "magnitude")])])
         if "echo_times" in node.inputs.copyable_trait_names():

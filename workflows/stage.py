@@ -1,13 +1,40 @@
 """What the factories of stages with one node have in common."""
 
 import inspect
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from nipype.interfaces.base import BaseInterface
 from nipype.interfaces.utility import IdentityInterface
 from nipype.pipeline.engine import Node, Workflow
+from traits.api import TraitError
 
 from qsmpipe.methods import SUPPLIED, function_of, interface_of
+
+
+def interface_with(
+    stage: str, method: str, parameters: Mapping[str, Any], **inputs: Any
+) -> BaseInterface:
+    """Make a method's interface.
+
+    Raises
+    ------
+    ValueError
+        If a parameter cannot have its value; it names stage, method and parameter.
+    """
+    interface: Any = interface_of(stage, method)
+    try:
+        return interface(**inputs, **parameters)
+    except TraitError as error:
+        said = re.match(r"The '(\w+)' trait of an? \w+ instance (.*?), but a value", str(error))
+        if said is None or said[1] not in parameters:
+            raise
+        name, bounds = said[1], said[2]
+        if "legal value" in bounds:  # what traits say of a choice of kinds
+            bounds = f"is {interface.input_spec().trait(name).desc}"
+        msg = f"{stage}.{method}.{name.rstrip('_')} {bounds}, but {parameters[name]!r} was given"
+        raise ValueError(msg) from error
 
 
 def stage_wf(
@@ -30,8 +57,8 @@ def stage_wf(
     workflow = Workflow(name=name)
     inputnode = Node(IdentityInterface(fields=list(inputs)), name="inputnode")
     outputnode = Node(IdentityInterface(fields=list(outputs)), name="outputnode")
-    interface = interface_of(stage, method)(
-        num_threads=omp_nthreads, use_gpu=use_gpu, **(parameters or {})
+    interface = interface_with(
+        stage, method, parameters or {}, num_threads=omp_nthreads, use_gpu=use_gpu
     )
     node = Node(interface, name=method, n_procs=1 if use_gpu else omp_nthreads)
     unused = SUPPLIED - set(inspect.signature(function_of(stage, method)).parameters)

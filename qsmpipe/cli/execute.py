@@ -55,9 +55,12 @@ def execute(
     processors = settings.nprocs or len(os.sched_getaffinity(0))
     # Acquisitions side by side use processors better than threads of one node do.
     threads = settings.omp_nthreads or max(1, min(processors // len(examinations), 8))
-    workflow = init_run_wf(
-        examinations, settings, given, threads=threads, use_gpu=_use_gpu(settings.device)
-    )
+    try:
+        workflow = init_run_wf(
+            examinations, settings, given, threads=threads, use_gpu=_use_gpu(settings.device)
+        )
+    except ValueError as error:
+        raise RunError(Exit.USAGE, str(error)) from error
     nodes = _nodes(workflow)
     with RunProgress({name: len(own) for name, own in nodes.items()}) as progress:
         runner = _runner(settings, processors, log_file, progress)
