@@ -1,6 +1,7 @@
 """Training: losses by hand, recipes, and a curve that no break changes."""
 
 import csv
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -363,3 +364,17 @@ def test_an_interrupted_command_keeps_its_checkpoint(
     monkeypatch.undo()
     assert train("unet", folder, "--config", config) == 0
     assert "going on from step 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("precision", "has", "expected"),
+    [("auto", True, True), ("auto", False, False), ("bfloat16", False, True),
+     ("float32", True, False)],
+)  # fmt: skip
+def test_half_the_bits_only_where_the_processor_has_instructions_for_them(
+    precision: str, has: bool, expected: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules[Trainer.__module__], "has_bfloat16", lambda device: has)
+    training = trainer(tmp_path, training={"precision": precision})
+    with training._precision():
+        assert torch.is_autocast_enabled("cpu") == expected

@@ -21,7 +21,7 @@ from qsmpipe.nets.training.measure import Measurement
 from qsmpipe.nets.training.sample import Scans
 from qsmpipe.nets.training.shapes import Shapes
 
-Precision: TypeAlias = Literal["float32", "bfloat16"]
+Precision: TypeAlias = Literal["auto", "float32", "bfloat16"]
 
 SOURCES: dict[str, Callable[..., Source]] = {
     "shapes": Shapes, "analytic": Analytic, "brains": Brains,
@@ -90,7 +90,9 @@ class Schedule:
     decay_steps: int = 1000
     seed: int = 0
     """Of the parameters and of the samples; those of validation have the next one."""
-    precision: Precision = "bfloat16"
+    precision: Precision = "auto"
+    """Of the network's features; "auto" is bfloat16 where the processor has instructions for it.
+    Without them it is much slower than float32."""
     validate_every: int = 500
     """Steps."""
     validation_samples: int = 16
@@ -101,7 +103,7 @@ class Schedule:
         if self.optimizer not in ("adam", "rmsprop"):
             raise ValueError(f"optimizer is {self.optimizer!r}: give adam or rmsprop")
         if self.precision not in get_args(Precision):
-            raise ValueError(f"precision is {self.precision!r}: give float32 or bfloat16")
+            raise ValueError(f"precision is {self.precision!r}: give auto, float32 or bfloat16")
         for name in ("steps", "batch", "learning_rate", "decay", "decay_steps", "validate_every",
                      "validation_samples"):  # fmt: skip
             if not getattr(self, name) > 0:

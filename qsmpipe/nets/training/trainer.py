@@ -204,7 +204,8 @@ class Trainer:
         return loss.item()
 
     def _precision(self) -> torch.autocast:
-        enabled = self.recipe.training.precision == "bfloat16"
+        wanted = self.recipe.training.precision
+        enabled = wanted == "bfloat16" or (wanted == "auto" and has_bfloat16(self.device))
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
 
     def _batch(self, first: int) -> StepBatch:
@@ -314,6 +315,15 @@ class Trainer:
         """Take over the network's parameters of another training, and begin at the first step."""
         state = torch.load(path, map_location=self.device, weights_only=True)
         load_parameters(self.network, state["network"], path)
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether the device computes in bfloat16 by instructions of its own."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    known = (getattr(torch.cpu, name, None) for name in (
+        "_is_avx512_bf16_supported", "_is_amx_tile_supported"))  # fmt: skip
+    return any(ask() for ask in known if ask is not None)
 
 
 def _update(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
