@@ -1,6 +1,8 @@
 """Training: losses by hand, recipes, and a curve that no break changes."""
 
 import csv
+import os
+import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -378,3 +380,46 @@ def test_half_the_bits_only_where_the_processor_has_instructions_for_them(
     training = trainer(tmp_path, training={"precision": precision})
     with training._precision():
         assert torch.is_autocast_enabled("cpu") == expected
+
+
+def test_a_signal_amid_a_step_lets_it_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The curve is the one without a break, though the signal came after half of the update."""
+    config = tmp_path / "mine.toml"
+    config.write_text(TOML.replace("steps = 4", 'steps = 4\nprecision = "float32"'))
+    assert train("unet", tmp_path / "whole", "--config", config) == 0
+    follow, before = Trainer._follow, signal.getsignal(signal.SIGTERM)
+
+    def interrupted(self: Trainer, first: int) -> float:
+        loss = follow(self, first)
+        if first == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return loss
+
+    monkeypatch.setattr(Trainer, "_follow", interrupted)
+    assert train("unet", tmp_path / "broken", "--config", config) == Exit.INTERRUPTED
+    assert signal.getsignal(signal.SIGTERM) is before
+    monkeypatch.undo()
+    assert train("unet", tmp_path / "broken", "--config", config) == 0
+    assert "going on from step 2" in capsys.readouterr().err
+    one, two = (
+        torch.load(tmp_path / name / LAST, weights_only=True) for name in ("whole", "broken")
+    )
+    assert all(torch.equal(one["network"][name], two["network"][name]) for name in one["network"])
+    assert [row[3:] for row in one["curve"]] == [row[3:] for row in two["curve"]]
+
+
+def test_half_a_step_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    training = trainer(tmp_path)
+    training.run(max_hours=0.0)
+    kept = (tmp_path / LAST).read_bytes()
+
+    def aborted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys.modules[Trainer.__module__], "_update", aborted)
+    with pytest.raises(KeyboardInterrupt):
+        training.run()
+    training.save_if_whole()
+    assert (tmp_path / LAST).read_bytes() == kept

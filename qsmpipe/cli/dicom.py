@@ -1,19 +1,16 @@
 """``qsmpipe dicom``: gradient echoes from DICOM into a BIDS dataset."""
 
 import argparse
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from qsmpipe.cli.errors import Exit, RunError
-from qsmpipe.cli.parser import _Parser
+from qsmpipe.cli.parser import _Parser, hyphenated
 
 
 def main(words: Sequence[str]) -> Exit:
     """Convert one acquisition and say what was found."""
-    given = _parser().parse_args(
-        [re.sub(r"^--[^=]+", lambda m: m[0].replace("_", "-"), word) for word in words]
-    )
+    given = _parser().parse_args(hyphenated(words))
     if not given.dicom_dir.is_dir():
         raise RunError(Exit.NO_INPUT, f"{given.dicom_dir}: no such folder")
     from qsmpipe import dicom

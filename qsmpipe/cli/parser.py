@@ -31,6 +31,15 @@ class _Parser(argparse.ArgumentParser):
         raise RunError(Exit.USAGE, f"{message} (qsmpipe --help lists the options)")
 
 
+def hyphenated(words: Sequence[str]) -> list[str]:
+    """Let options be written with underscores, too.
+
+    >>> hyphenated(["--work_dir", "my_work", "--run_label=a_b"])
+    ['--work-dir', 'my_work', '--run-label=a_b']
+    """
+    return [re.sub(r"^--[^=]+", lambda m: m[0].replace("_", "-"), word) for word in words]
+
+
 def parse(words: Sequence[str]) -> Request:
     """Take settings and mode from the command line.
 
@@ -39,7 +48,7 @@ def parse(words: Sequence[str]) -> Request:
     RunError
         With the exit code for wrong usage, or for an unknown analysis level.
     """
-    words = [re.sub(r"^--[^=]+", lambda m: m[0].replace("_", "-"), word) for word in words]
+    words = hyphenated(words)
     given = vars(build_parser().parse_args(words))
     if given["analysis_level"] not in LEVELS:
         level = given["analysis_level"]

@@ -1,21 +1,21 @@
 """``qsmpipe train``: train a network, or go on with a training."""
 
 import argparse
+import contextlib
 import csv
-import re
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from qsmpipe.cli.errors import Exit, RunError
-from qsmpipe.cli.parser import _Parser
+from qsmpipe.cli.parser import _Parser, hyphenated
 
 if TYPE_CHECKING:
     from qsmpipe.nets.training.dataset import Samples
@@ -32,9 +32,7 @@ PLAIN_SECONDS = 30.0
 
 def main(words: Sequence[str]) -> Exit:
     """Train, and say where the best network is."""
-    given = _parser().parse_args(
-        [re.sub(r"^--[^=]+", lambda m: m[0].replace("_", "-"), word) for word in words]
-    )
+    given = _parser().parse_args(hyphenated(words))
     from qsmpipe.nets.training.recipe import read_recipe
 
     try:
@@ -45,16 +43,8 @@ def main(words: Sequence[str]) -> Exit:
     except OSError as error:
         raise RunError(Exit.NO_INPUT, str(error)) from error
     folder = given.output_dir
-    # A scheduler that ends a job sends this first: the checkpoint is kept as by Ctrl-C.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with TrainingProgress(trainer) as progress:
-        try:
-            done = trainer.run(max_hours=given.max_hours, after_step=progress)
-        except KeyboardInterrupt:
-            from qsmpipe.nets.training.trainer import LAST
-
-            trainer.save(LAST)
-            raise
+    with _stopped_by_signals(trainer), TrainingProgress(trainer) as progress:
+        done = trainer.run(max_hours=given.max_hours, after_step=progress)
     if not done:
         print(f"time is up at step {trainer.step}; the same command goes on from there")
     if trainer.curve:
@@ -64,6 +54,25 @@ def main(words: Sequence[str]) -> Exit:
             f"{best.slope:.3f}; checkpoints, {CURVE} and {PICTURE} in {folder}"
         )
     return Exit.OK
+
+
+@contextlib.contextmanager
+def _stopped_by_signals(trainer: "Trainer") -> Iterator[None]:
+    """Let Ctrl-C, and what a scheduler sends first, end the step in progress; a second one not."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        trainer.stopping = True
+        signal.signal(number, signal.default_int_handler)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    except KeyboardInterrupt:
+        trainer.save_if_whole()
+        raise
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _prepare(recipe: "Recipe", given: argparse.Namespace) -> "Trainer":

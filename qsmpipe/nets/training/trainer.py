@@ -79,6 +79,10 @@ class Trainer:
     curve: list[Record] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
     """Of the steps since the last row of the curve."""
+    stopping: bool = False
+    """Set by whoever wants the run to end after the step in progress, as by Ctrl-C."""
+    whole: bool = True
+    """Whether no step is half done, so that a checkpoint may be written."""
 
     def __post_init__(self) -> None:
         schedule = self.recipe.training
@@ -138,14 +142,22 @@ class Trainer:
         -------
         bool
             Whether the last step was reached.
+
+        Raises
+        ------
+        KeyboardInterrupt
+            If it was told to stop.
         """
         schedule, begin, before = self.recipe.training, time.monotonic(), self.seconds
         while self.step < schedule.steps:
+            if self.stopping:
+                raise KeyboardInterrupt
             if max_hours is not None and time.monotonic() - begin > 3600 * max_hours:
                 self.save(LAST)
                 return False
             self.losses.append(self._one_step())
             self.step += 1
+            self.whole = True
             self.seconds = before + time.monotonic() - begin
             if self.step % schedule.validate_every == 0 or self.step == schedule.steps:
                 self._note()
@@ -163,6 +175,7 @@ class Trainer:
 
     def _follow(self, first: int) -> float:
         """Update the network by the samples from number ``first``."""
+        self.whole = False
         self.network.train()
         batch = self._batch(first)
         with self._precision():
@@ -192,6 +205,7 @@ class Trainer:
         assert self.critic is not None
         assert self.critic_optimizer is not None
         assert self.recipe.adversary is not None
+        self.whole = False
         self.network.train()
         batch = self._batch(first)
         with torch.no_grad(), self._precision():
@@ -292,6 +306,14 @@ class Trainer:
         part = self.folder / f".{name}.part"
         torch.save(state, part)
         os.replace(part, self.folder / name)
+
+    def save_if_whole(self) -> None:
+        """Write the last checkpoint, unless an interrupt has left half of a step in the network.
+
+        That step would be done twice, and the curve be another one.
+        """
+        if self.whole:
+            self.save(LAST)
 
     def resume(self, path: Path) -> None:
         """Go on from a checkpoint of the same recipe.
