@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from qsmpipe.cli.errors import Exit, RunError
 from qsmpipe.cli.parser import _Parser, hyphenated
+from qsmpipe.nets.recipes import recipe_names
 
 if TYPE_CHECKING:
     from qsmpipe.nets.training.dataset import Samples
@@ -187,8 +188,6 @@ def write_curve(curve: Sequence["Record"], folder: Path) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from qsmpipe.nets.training.recipe import recipe_names
-
     parser: argparse.ArgumentParser = _Parser(
         prog="qsmpipe train",
         description="Train a network on simulated data, or go on with a training.",

@@ -3,7 +3,6 @@
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
-from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
@@ -11,6 +10,7 @@ import torch
 
 from qsmpipe.nets.architectures import ARCHITECTURES
 from qsmpipe.nets.contract import Contract
+from qsmpipe.nets.recipes import RECIPES, recipe_names
 from qsmpipe.nets.training.analytic import Analytic
 from qsmpipe.nets.training.augment import Augmentation
 from qsmpipe.nets.training.brains import Brains
@@ -176,23 +176,13 @@ PARTS: dict[tuple[type, str], type] = {
 """Tables within tables."""
 
 
-RECIPES = resources.files("qsmpipe.nets") / "recipes"
-"""Those of the papers, a TOML file each."""
-
-
-def recipe_names() -> list[str]:
-    """Names of the recipes that come with the package."""
-    names = (path.name for path in RECIPES.iterdir())
-    return sorted(name.removesuffix(".toml") for name in names if name.endswith(".toml"))
-
-
 def read_recipe(name: str, config: Path | None = None) -> Recipe:
     """Read a recipe of the package, and change in it what a TOML file says.
 
     Parameters
     ----------
     name : str
-        One of :func:`recipe_names`.
+        One of :func:`qsmpipe.nets.recipes.recipe_names`.
     config : Path, optional
         Its tables and keys take the place of the recipe's; all others stay. The options of a
         network or of a source stay only where it is the same one.
