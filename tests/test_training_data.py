@@ -438,6 +438,21 @@ def test_a_sample_follows_from_seed_and_number(brains: Brains) -> None:
         torch.testing.assert_close(first.chi, bare.chi * first.mask, atol=0, rtol=0)
 
 
+def test_a_pool_gives_the_same_sources_measured_anew() -> None:
+    source = Analytic(shape=(16, 16, 16))
+    measurement = Measurement(snr=None, gaussian=(1e-3, 1e-3))
+    pooled = Samples(source=source, augmentation=None, measurement=measurement, pool=2, seed=3)
+    first, second, again = pooled[0], pooled[1], pooled[2]
+    assert torch.equal(first.chi, again.chi)
+    assert not torch.equal(first.chi, second.chi)
+    assert not torch.equal(first.field, again.field)
+    # whatever was asked for before
+    late = Samples(source=source, augmentation=None, measurement=measurement, pool=2, seed=3)
+    assert torch.equal(late[2].field, again.field)
+    with pytest.raises(ValueError, match="pool is 0"):
+        Samples(source=source, pool=0)
+
+
 def test_a_batch_tells_what_networks_ask_for(brains: Brains) -> None:
     batch = Samples(source=brains).batch([0, 1])
     assert batch.chi.shape == batch.field.shape == batch.mask.shape == (2, 1, *brains.shape)

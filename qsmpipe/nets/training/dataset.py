@@ -24,7 +24,9 @@ class Samples:
     """Endless samples: number ``i`` follows from the seed and ``i`` alone.
 
     A training that goes on after a break, or on several workers, sees the same data. Sources are
-    drawn first: they stay the same whatever is done to them later.
+    drawn first: they stay the same whatever is done to them later. Where drawing them takes longer
+    than a step of the network, a pool of them is drawn once; each time one comes back it is
+    augmented and measured anew.
 
     Parameters
     ----------
@@ -34,6 +36,8 @@ class Samples:
         Comes next.
     measurement : Measurement, or None
         Comes last; None leaves the true field.
+    pool : int, or None
+        So many different sources, kept in memory; None draws one for each sample.
     seed : int
         0 or above.
     device : str or torch.device
@@ -43,18 +47,35 @@ class Samples:
     source: Source
     augmentation: Augmentation | None = field(default_factory=Augmentation)
     measurement: Measurement | None = field(default_factory=Measurement)
+    pool: int | None = None
     seed: int = 0
     device: str | torch.device = "cpu"
+    _pooled: dict[int, Sample] = field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.pool is not None and self.pool < 1:
+            raise ValueError(f"pool is {self.pool}: give the sources to keep, 1 or more")
 
     def __getitem__(self, index: int) -> Sample:
         """Make a sample."""
-        draws = Draws.of(self.seed, index)
-        sample = self.source.draw(draws, torch.device(self.device))
+        sample, draws = self._source(index)
         if self.augmentation is not None:
             sample = self.augmentation(sample, draws)
         if self.measurement is not None:
             sample = self.measurement(sample, draws)
         return sample.cut()
+
+    def _source(self, index: int) -> tuple[Sample, Draws]:
+        """What a sample is made of, and the draws for all else."""
+        device = torch.device(self.device)
+        if self.pool is None:
+            draws = Draws.of(self.seed, index)
+            return self.source.draw(draws, device), draws
+        number = index % self.pool
+        if number not in self._pooled:
+            self._pooled[number] = self.source.draw(Draws.of(self.seed, number), device)
+        # Draws below the pool's size are those of sources.
+        return self._pooled[number], Draws.of(self.seed, self.pool + index)
 
     def batch(self, indices: Iterable[int]) -> Batch:
         """Make samples and stack them."""

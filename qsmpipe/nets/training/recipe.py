@@ -52,6 +52,8 @@ class Data:
     """The source's own by default."""
     augmentation: Augmentation | None = None
     measurement: Measurement | None = None
+    pool: int | None = None
+    """So many different sources, drawn once; see :class:`.dataset.Samples`."""
 
     def samples(
         self, *, seed: int, device: str | torch.device, heads: Sequence[LabelMap] = ()
@@ -65,6 +67,7 @@ class Data:
             source=source,
             augmentation=self.augmentation,
             measurement=self.measurement,
+            pool=self.pool,
             seed=seed,
             device=device,
         )
