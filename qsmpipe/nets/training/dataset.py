@@ -66,7 +66,7 @@ class Samples:
         return sample.cut()
 
     def _source(self, index: int) -> tuple[Sample, Draws]:
-        """What a sample is made of, and the draws for all else."""
+        """Give what a sample is made of, and the draws for all else."""
         device = torch.device(self.device)
         if self.pool is None:
             draws = Draws.of(self.seed, index)
