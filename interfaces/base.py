@@ -3,10 +3,12 @@
 import inspect
 import keyword
 import logging
+import re
 import resource
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -23,6 +25,7 @@ from nipype.interfaces.base import (
 from nipype.interfaces.base.support import Bunch
 
 from qsmpipe import images
+from qsmpipe.interfaces.lease import lease
 from qsmpipe.methods import SUPPLIED
 from qsmpipe.numerics.solvers import Convergence
 
@@ -64,7 +67,7 @@ class StageInputSpec(BaseInterfaceInputSpec):
 
     num_threads = traits.Int(1, usedefault=True, nohash=True, desc="CPU threads")
     use_gpu = traits.Bool(
-        False, usedefault=True, nohash=True, desc="compute on CUDA; takes one GPU slot"
+        False, usedefault=True, nohash=True, desc="compute on CUDA, on a device of its own"
     )
 
     def __init__(self, **values: Any) -> None:
@@ -174,12 +177,45 @@ class Stage(SimpleInterface):
             "parameters": {},
             "warnings": [],
         }
-        begin = time.monotonic()
-        self._compute(Path(runtime.cwd), self._device())
-        runtime.wall_seconds = time.monotonic() - begin
+        with lease() if self.inputs.use_gpu else nullcontext():
+            begin = time.monotonic()
+            device = self._device()
+            if self.inputs.use_gpu:
+                self._step["device"] = _named(device)
+            with _memory_of(device, self.method):
+                self._compute(Path(runtime.cwd), device)
+            runtime.wall_seconds = time.monotonic() - begin
         runtime.peak_memory_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         self._results["step"] = self._step
         return runtime
+
+
+def _named(device: torch.device) -> str:
+    """Name the kind of a device, the same for one like it: which was free is no result."""
+    if device.type == "cpu":
+        return "cpu"
+    return f"cuda:{torch.cuda.get_device_properties(device).name}"
+
+
+@contextmanager
+def _memory_of(device: torch.device, method: str) -> Iterator[None]:
+    """Say in one line that a GPU's memory is too small; leave none of it taken."""
+    if device.type == "cpu":
+        yield
+        return
+    try:
+        yield
+    except RuntimeError as error:
+        if not re.search("out of memory|ALLOC_FAILED", str(error)):  # torch's own, or a library's
+            raise
+        memory = torch.cuda.get_device_properties(device).total_memory / 2**30
+        msg = (
+            f"{method} needs more memory than this GPU ({_named(device)}) has free of its "
+            f"{memory:.1f} GiB: take smaller patches, where the method has them, or --device cpu"
+        )
+        raise RuntimeError(msg) from error
+    finally:
+        torch.cuda.empty_cache()  # a process that lives on keeps it from the device's next holder
 
 
 def set_threads(count: int) -> None:

@@ -37,6 +37,15 @@ def interface_with(
         raise ValueError(msg) from error
 
 
+def take_gpus(workflow: Workflow) -> None:
+    """Let each node with ``use_gpu`` ask for one GPU: a slot of Nipype's, a device of Slurm's."""
+    for node in map(workflow.get_node, workflow.list_node_names()):
+        if node.is_gpu_node():
+            node.n_procs = 1  # Nipype counts GPU slots by processors
+            # It follows the user's own arguments, in a SLURMGraph without a space between.
+            node.plugin_args = {"sbatch_args": " --gres=gpu:1"}
+
+
 def stage_wf(
     stage: str,
     method: str,
@@ -51,8 +60,7 @@ def stage_wf(
     """Put a method's interface between an ``inputnode`` and an ``outputnode``.
 
     The node is named after the method: Nipype's cache knows a node's name and inputs, not its
-    class. What the method does not take is not connected, so that it need not be waited for. On
-    a GPU the node asks for one processor, because Nipype counts GPU slots by processors.
+    class. What the method does not take is not connected, so that it need not be waited for.
     """
     workflow = Workflow(name=name)
     inputnode = Node(IdentityInterface(fields=list(inputs)), name="inputnode")
@@ -60,11 +68,12 @@ def stage_wf(
     interface = interface_with(
         stage, method, parameters or {}, num_threads=omp_nthreads, use_gpu=use_gpu
     )
-    node = Node(interface, name=method, n_procs=1 if use_gpu else omp_nthreads)
+    node = Node(interface, name=method, n_procs=omp_nthreads)
     unused = SUPPLIED - set(inspect.signature(function_of(stage, method)).parameters)
 
     workflow.connect([
         (inputnode, node, [(field, field) for field in inputs if field not in unused]),
         (node, outputnode, [(field, field) for field in outputs]),
     ])  # fmt: skip
+    take_gpus(workflow)
     return workflow

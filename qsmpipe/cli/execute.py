@@ -20,8 +20,10 @@ from qsmpipe.cli.errors import Exit, RunError
 from qsmpipe.cli.logs import log_to
 from qsmpipe.cli.plugin import ProcessPerNode
 from qsmpipe.cli.progress import RunProgress, is_plumbing, label
+from qsmpipe.interfaces.lease import visible_devices
 from qsmpipe.settings import Settings
 from qsmpipe.workflows.base import head_workflow, init_run_wf
+from qsmpipe.workflows.stage import take_gpus
 
 Record = dict[str, Any]
 
@@ -55,15 +57,15 @@ def execute(
     processors = settings.nprocs or len(os.sched_getaffinity(0))
     # Acquisitions side by side use processors better than threads of one node do.
     threads = settings.omp_nthreads or max(1, min(processors // len(examinations), 8))
+    use_gpu = _use_gpu(settings.device)
     try:
-        workflow = init_run_wf(
-            examinations, settings, given, threads=threads, use_gpu=_use_gpu(settings.device)
-        )
+        workflow = init_run_wf(examinations, settings, given, threads=threads, use_gpu=use_gpu)
     except ValueError as error:
         raise RunError(Exit.USAGE, str(error)) from error
+    take_gpus(workflow)  # not all factories make their nodes by stage_wf
     nodes = _nodes(workflow)
     with RunProgress({name: len(own) for name, own in nodes.items()}) as progress:
-        runner = _runner(settings, processors, log_file, progress)
+        runner = _runner(settings, processors, log_file, progress, use_gpu=use_gpu)
         try:
             workflow.run(**runner)
         except Exception as error:
@@ -99,7 +101,12 @@ def _use_gpu(device: str) -> bool:
 
 
 def _runner(
-    settings: Settings, processors: int, log_file: Path, progress: RunProgress
+    settings: Settings,
+    processors: int,
+    log_file: Path,
+    progress: RunProgress,
+    *,
+    use_gpu: bool = False,
 ) -> dict[str, Any]:
     """Keyword arguments of ``Workflow.run``."""
     arguments: dict[str, Any] = {
@@ -110,6 +117,9 @@ def _runner(
     }
     if settings.mem_gb:
         arguments["memory_gb"] = settings.mem_gb
+    if use_gpu:
+        # Nipype would count what this run may not use as well, and 0 sets no bound at all.
+        arguments["n_gpu_procs"] = max(1, len(visible_devices()))
     if not settings.use_plugin:
         return {"plugin": ProcessPerNode(arguments)}
     import yaml
