@@ -4,6 +4,9 @@
 #SBATCH --cpus-per-task=4
 #SBATCH --mem=16G
 #SBATCH --time=01:00:00
+# On a GPU: take one # off the next line, and add the options after it to `apptainer run`.
+##SBATCH --gres=gpu:1
+#   --nv --env CUDA_VISIBLE_DEVICES="$CUDA_VISIBLE_DEVICES"
 set -euo pipefail
 BIDS=$1 OUT=$2 SUBJECTS=$3
 SUBJECT=$(sed -n "${SLURM_ARRAY_TASK_ID}p" "$SUBJECTS")
