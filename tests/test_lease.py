@@ -24,7 +24,8 @@ from nipype.interfaces.base.support import Bunch
 from nipype.pipeline.engine import Node, Workflow
 from nipype.pipeline.plugins.slurm import SLURMPlugin
 
-from qsmpipe.cli.execute import _cause, _runner
+from qsmpipe.cli.errors import RunError
+from qsmpipe.cli.execute import _cause, _runner, _use_gpu
 from qsmpipe.cli.plugin import ProcessPerNode
 from qsmpipe.cli.progress import RunProgress
 from qsmpipe.interfaces import lease as leases
@@ -451,3 +452,26 @@ def test_a_run_has_as_many_gpu_slots_as_devices(
     assert slots(chosen, use_gpu=True)["n_gpu_procs"] == 1
     monkeypatch.delenv(VISIBLE)  # CUDA sees a device, and nvidia-smi is missing
     assert slots(Settings(), use_gpu=True)["n_gpu_procs"] == 1
+
+
+def test_a_host_that_submits_jobs_needs_no_gpu_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert _use_gpu("cuda", here=False)
+    assert not _use_gpu("auto", here=False)
+    with pytest.raises(RunError, match="no CUDA device"):
+        _use_gpu("cuda")
+
+
+def test_nodes_one_after_another_in_one_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the node asks Slurm for is nothing to the plugin that runs it here."""
+    monkeypatch.setenv(VISIBLE, "0,1")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    workflow = Workflow(name="wf", base_dir=str(tmp_path))
+    inputs = {"folder": str(tmp_path), "together": 0, "use_gpu": True}
+    workflow.add_nodes([Node(Nap(**inputs), name=f"nap{n}") for n in range(2)])
+    take_gpus(workflow)
+    workflow.run(plugin="Linear")
+    assert [one["device"] for one in intervals(tmp_path)] == ["0", "0"]
+    assert os.environ[VISIBLE] == "0,1"

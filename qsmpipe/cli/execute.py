@@ -27,6 +27,9 @@ from qsmpipe.workflows.stage import take_gpus
 
 Record = dict[str, Any]
 
+ON_THIS_HOST = ("Linear", "MultiProc", "LegacyMultiProc")
+"""Nipype's plugins that hand no node to another host."""
+
 
 def execute(
     examinations: Sequence[Examination],
@@ -57,7 +60,8 @@ def execute(
     processors = settings.nprocs or len(os.sched_getaffinity(0))
     # Acquisitions side by side use processors better than threads of one node do.
     threads = settings.omp_nthreads or max(1, min(processors // len(examinations), 8))
-    use_gpu = _use_gpu(settings.device)
+    plugin = _plugin(settings)
+    use_gpu = _use_gpu(settings.device, here=plugin is None or plugin[0] in ON_THIS_HOST)
     try:
         workflow = init_run_wf(examinations, settings, given, threads=threads, use_gpu=use_gpu)
     except ValueError as error:
@@ -87,9 +91,11 @@ def execute(
                 record["errors"][0]["message"] = "an acquisition that it needs was not done"
 
 
-def _use_gpu(device: str) -> bool:
+def _use_gpu(device: str, *, here: bool = True) -> bool:
     if device == "cpu":
         return False
+    if device == "cuda" and not here:
+        return True  # the host that submits jobs need not have what they ask for
     import torch
 
     found = torch.cuda.is_available()
@@ -120,8 +126,18 @@ def _runner(
     if use_gpu:
         # Nipype would count what this run may not use as well, and 0 sets no bound at all.
         arguments["n_gpu_procs"] = max(1, len(visible_devices()))
-    if not settings.use_plugin:
+    chosen = _plugin(settings)
+    if chosen is None:
         return {"plugin": ProcessPerNode(arguments)}
+    plugin, own = chosen
+    del arguments["log_file"]
+    return {"plugin": plugin, "plugin_args": arguments | own}
+
+
+def _plugin(settings: Settings) -> tuple[str, dict[str, Any]] | None:
+    """Read the name and the arguments of the plugin that the user chose."""
+    if not settings.use_plugin:
+        return None
     import yaml
 
     try:
@@ -139,8 +155,7 @@ def _runner(
             f"--use-plugin {settings.use_plugin}: {plugin} hands the graph over and never tells "
             f"what became of it; use {plugin.removesuffix('Graph')}",
         )
-    del arguments["log_file"]
-    return {"plugin": plugin, "plugin_args": arguments | own}
+    return plugin, own
 
 
 def _nodes(workflow: Workflow) -> dict[str, list[Node]]:
