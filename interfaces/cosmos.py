@@ -23,7 +23,8 @@ from qsmpipe.numerics.inversion.cosmos import (
     conditioning,
     cosmos,
 )
-from qsmpipe.registration import Placed, register, resample, resample_mask, turned_by
+from qsmpipe.numerics.resampling import resample, resample_mask
+from qsmpipe.registration import Placed, register, turned_by
 
 
 class _RegisterRigidInputSpec(StageInputSpec):
@@ -87,7 +88,7 @@ class _ResampleToOutputSpec(StageOutputSpec):
 
 
 class ResampleTo(Stage):
-    """Give a field another head's grid (:func:`qsmpipe.registration.resample`)."""
+    """Give a field another head's grid (:func:`qsmpipe.numerics.resampling.resample`)."""
 
     input_spec, output_spec = _ResampleToInputSpec, _ResampleToOutputSpec
     stage, method = "registration", "resample"

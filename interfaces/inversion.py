@@ -18,6 +18,8 @@ from qsmpipe.interfaces.base import (
     stops_below,
 )
 from qsmpipe.methods import parameters_of
+from qsmpipe.nets.inversion import cpsi_net, meta_qsm, qsmgan, si_qsm, unet
+from qsmpipe.nets.reconstruction import Grid
 from qsmpipe.numerics.inversion.common import Curve
 from qsmpipe.numerics.inversion.direct import Prior, l2, tkd, tsvd
 from qsmpipe.numerics.inversion.hd import hdqsm
@@ -121,7 +123,7 @@ class _Inversion(Stage):
 
     def _compute(self, cwd: Path, device: torch.device) -> None:
         like = getattr(self.inputs, self.data)
-        result = self._call(
+        result = self._call_and_note(
             images.load(like, device=device),
             images.load(self.inputs.mask, like=like, dtype=torch.bool, device=device),
             images.zooms_of(like),
@@ -550,3 +552,110 @@ class TGVQSM(_PhaseInversion):
     input_spec = _TGVQSMInputSpec
     method = "tgvqsm"
     function = staticmethod(tgvqsm)
+
+
+# Networks
+
+_GRID = "whether images outside the weights' domain are resampled to it, or taken as they are"
+
+
+def _weights(name: str) -> traits.Str:
+    return traits.Str(
+        name,
+        usedefault=True,
+        desc="the package's own weights by name, or a .safetensors file with its card beside it",
+    )
+
+
+def _licence() -> traits.Str:
+    return traits.Str(
+        "", usedefault=True, desc="licence of the weights that is accepted, if not qsmpipe's own"
+    )
+
+
+def _grid() -> traits.Enum:
+    return traits.Enum(*get_args(Grid), usedefault=True, desc=_GRID)
+
+
+def _voxels(desc: str) -> traits.Range:
+    return traits.Range(low=0, value=0, usedefault=True, desc=f"{desc} (voxels); 0: the card's")
+
+
+def _sha256() -> traits.Str:
+    return traits.Str(desc="hash of the weights: others of the same name are other inputs")
+
+
+class _NetworkInputSpec(_InversionInputSpec):
+    sha256 = _sha256()
+    licence = _licence()
+    grid = _grid()
+    patch = _voxels("edge of the patches that are mapped at a time")
+    halo = _voxels("neighbours that a patch reads on every side")
+
+
+class _UNetInputSpec(_NetworkInputSpec):
+    weights = _weights("unet")
+
+
+class UNet(_Inversion):
+    """Invert by a 3D U-Net (:func:`qsmpipe.nets.inversion.unet`)."""
+
+    input_spec = _UNetInputSpec
+    method = "unet"
+    function = staticmethod(unet)
+
+
+class _QSMGANInputSpec(_NetworkInputSpec):
+    weights = _weights("qsmgan")
+
+
+class QSMGAN(_Inversion):
+    """Invert by QSMGAN's generator (:func:`qsmpipe.nets.inversion.qsmgan`)."""
+
+    input_spec = _QSMGANInputSpec
+    method = "qsmgan"
+    function = staticmethod(qsmgan)
+
+
+class _SIQSMInputSpec(_NetworkInputSpec):
+    weights = _weights("si-qsm")
+
+
+class SIQSM(_Inversion):
+    """Invert by SI-QSM (:func:`qsmpipe.nets.inversion.si_qsm`)."""
+
+    input_spec = _SIQSMInputSpec
+    method = "si-qsm"
+    function = staticmethod(si_qsm)
+
+
+class _MetaQSMInputSpec(_NetworkInputSpec):
+    weights = _weights("meta-qsm")
+
+
+class MetaQSM(_Inversion):
+    """Invert by Meta-QSM (:func:`qsmpipe.nets.inversion.meta_qsm`)."""
+
+    input_spec = _MetaQSMInputSpec
+    method = "meta-qsm"
+    function = staticmethod(meta_qsm)
+
+
+class _CPsiNetInputSpec(_PhaseInversionInputSpec):
+    filtered = traits.Bool(
+        False, usedefault=True, desc="the scanner has high-pass filtered `phase` already"
+    )
+    weights = _weights("cpsi-net")
+    sha256 = _sha256()
+    licence = _licence()
+    grid = _grid()
+    patch = _voxels("edge of the patches that are mapped at a time")
+    halo = _voxels("neighbours that a patch reads on every side")
+
+
+class CPsiNet(_PhaseInversion):
+    """Invert filtered phase (:func:`qsmpipe.nets.inversion.cpsi_net`)."""
+
+    input_spec = _CPsiNetInputSpec
+    method = "cpsi-net"
+    function = staticmethod(cpsi_net)

@@ -68,8 +68,8 @@ class Uncertainty(Stage):
         inputs, like = self.inputs, self.inputs.field
         field = images.load(like, device=device)
         noise = images.load(inputs.noise, like=like, device=device)
-        chain, is_direct = self._chain(device)
-        guide = chain.filter_deviation(noise) if is_direct else None
+        chain, is_filter = self._chain(device)
+        guide = chain.filter_deviation(noise) if is_filter else None
         if guide is not None and not chain.backgrounds:
             found = Deviation(guide, 0, exact=True)
         else:
@@ -81,7 +81,7 @@ class Uncertainty(Stage):
         self._results["deviation"] = images.save(found.deviation, path, like=like)
 
     def _chain(self, device: torch.device) -> tuple[Chain, bool]:
-        """Put the chain together; and say whether its inversion takes one step."""
+        """Put the chain together; and say whether its inversion is a filter."""
         inputs, like = self.inputs, self.inputs.field
         name = inputs.inversion["method"]
         start = method("inversion", name).starts_from
@@ -123,7 +123,8 @@ class Uncertainty(Stage):
             referenced=inputs.reference != "none",
             holds_background=start == "total field",
         )
-        return chain, "max_iterations" not in parameters_of("inversion", name)
+        iterates = "max_iterations" in parameters_of("inversion", name)
+        return chain, not (iterates or method("inversion", name).trained)
 
 
 def _bound(

@@ -19,7 +19,7 @@ class Method:
     """A row of :data:`METHODS`."""
 
     function: str
-    """Where the numerics stand, ``module:function`` under :mod:`qsmpipe.numerics`."""
+    """Where the numerics stand, ``module:function`` under :mod:`qsmpipe`."""
     interface: str
     """Class in ``qsmpipe.interfaces.<stage>``."""
     summary: str
@@ -31,12 +31,14 @@ class Method:
     starts_from: Literal["local field", "total field", "phase"] = "local field"
     """What an inversion takes: one that takes the total field or the wrapped phase of the echoes
     removes the background itself."""
+    trained: bool = False
+    """Whether it is a network, with weights."""
 
 
 METHODS: dict[str, dict[str, Method]] = {
     "offset": {
         "mcpc3ds": Method(
-            "phase:mcpc3ds",
+            "numerics.phase:mcpc3ds",
             "MCPC3DS",
             "phase offset from the first two echoes, smoothed (MCPC-3D-S)",
             "The phase offset common to all echoes was estimated from the first two echoes, "
@@ -47,7 +49,7 @@ METHODS: dict[str, dict[str, Method]] = {
     },
     "unwrap": {
         "laplacian": Method(
-            "unwrap.laplacian:laplacian",
+            "numerics.unwrap.laplacian:laplacian",
             "Laplacian",
             "Laplacian (least squares in the mask); smooth, not exact to multiples of 2 pi",
             "Phase was unwrapped by the Laplacian method, in the least-squares sense (boundary: "
@@ -55,14 +57,14 @@ METHODS: dict[str, dict[str, Method]] = {
             ("schofield2003", "ghiglia1994"),
         ),
         "bestpath": Method(
-            "unwrap.bestpath:bestpath",
+            "numerics.unwrap.bestpath:bestpath",
             "BestPath",
             "best path: pieces joined along the most reliable edges; exact",
             "Phase was unwrapped along the best path.",
             ("abdulrahman2007", "vanderwalt2014"),
         ),
         "romeo": Method(
-            "unwrap.romeo:romeo",
+            "numerics.unwrap.romeo:romeo",
             "Romeo",
             "ROMEO region growing; exact",
             "Phase was unwrapped by region growing along the most reliable paths (ROMEO).",
@@ -71,7 +73,7 @@ METHODS: dict[str, dict[str, Method]] = {
     },
     "field": {
         "weighted": Method(
-            "field:weighted_mean",
+            "numerics.field:weighted_mean",
             "WeightedMean",
             "mean of phase over echo time, weighted by its precision",
             "The total field is the mean over echoes of unwrapped phase over echo time, weighted "
@@ -79,7 +81,7 @@ METHODS: dict[str, dict[str, Method]] = {
             ("robinson2017",),
         ),
         "linear": Method(
-            "field:linear",
+            "numerics.field:linear",
             "LinearFit",
             "straight line with offset through the phase, weighted by its precision",
             "The total field is the slope of a straight line with offset through the unwrapped "
@@ -87,7 +89,7 @@ METHODS: dict[str, dict[str, Method]] = {
             ("robinson2017",),
         ),
         "nonlinear": Method(
-            "field:nonlinear",
+            "numerics.field:nonlinear",
             "NonlinearFit",
             "nonlinear fit of the complex signal, with or without offset",
             "The total field was fitted to the complex signal of all echoes by nonlinear least "
@@ -97,21 +99,21 @@ METHODS: dict[str, dict[str, Method]] = {
     },
     "relaxation": {
         "loglinear": Method(
-            "relaxation:loglinear",
+            "numerics.relaxation:loglinear",
             "LogLinear",
             "weighted straight line through the logarithm of the magnitude",
             "R2* was fitted log-linearly, weighted by the squared magnitude.",
             (),
         ),
         "arlo": Method(
-            "relaxation:arlo",
+            "numerics.relaxation:arlo",
             "Arlo",
             "auto-regression on linear operations; needs 3 or more evenly spaced echoes",
             "R2* was estimated by ARLO.",
             ("pei2015",),
         ),
         "nonlinear": Method(
-            "relaxation:nonlinear",
+            "numerics.relaxation:nonlinear",
             "NonlinearDecay",
             "nonlinear least-squares fit of the decay itself; noise floor if wanted",
             "R2* was fitted to the magnitude by nonlinear least squares (Levenberg-Marquardt, "
@@ -121,21 +123,21 @@ METHODS: dict[str, dict[str, Method]] = {
     },
     "mask": {
         "threshold": Method(
-            "masks.threshold:threshold",
+            "numerics.masks.threshold:threshold",
             "Threshold",
             "robust threshold of the bias-corrected magnitude",
             "The magnitude was corrected for its bias field and thresholded robustly.",
             ("eckstein2021",),
         ),
         "quality": Method(
-            "masks.quality:quality",
+            "numerics.masks.quality:quality",
             "Quality",
             "where the phase is coherent over space and echoes",
             "Voxels of coherent phase were kept (quality above a threshold).",
             ("dymerska2021",),
         ),
         "bet": Method(
-            "masks.bet:bet",
+            "numerics.masks.bet:bet",
             "BET",
             "a surface grown onto the brain in the magnitude (BET type)",
             "The brain was extracted by a deformable surface (BET type, fractional intensity "
@@ -145,7 +147,7 @@ METHODS: dict[str, dict[str, Method]] = {
     },
     "swi": {
         "homodyne": Method(
-            "swi:homodyne",
+            "numerics.swi:homodyne",
             "Homodyne",
             "magnitude times the homodyne-filtered phase mask, averaged over the echoes",
             "Susceptibility-weighted images were made of each echo by homodyne filtering (to "
@@ -154,7 +156,7 @@ METHODS: dict[str, dict[str, Method]] = {
             ("haacke2004", "haacke2009", "quinn2014"),
         ),
         "clear": Method(
-            "swi:clear",
+            "numerics.swi:clear",
             "Clear",
             "CLEAR-SWI: homogeneous magnitude of all echoes, field by unwrapping and a Gaussian",
             "Susceptibility-weighted images were made by CLEAR-SWI (high-pass filter of sigma "
@@ -165,14 +167,14 @@ METHODS: dict[str, dict[str, Method]] = {
     },
     "background": {
         "sharp": Method(
-            "background.sharp:sharp",
+            "numerics.background.sharp:sharp",
             "Sharp",
             "SHARP: spherical mean values of one radius",
             "Background fields were removed by SHARP (radius {radius} mm, threshold {threshold}).",
             ("schweser2011",),
         ),
         "vsharp": Method(
-            "background.sharp:vsharp",
+            "numerics.background.sharp:vsharp",
             "VSharp",
             "V-SHARP: spherical mean values of varying radius",
             "Background fields were removed by V-SHARP (ball radii {radii} mm, threshold "
@@ -180,14 +182,14 @@ METHODS: dict[str, dict[str, Method]] = {
             ("schweser2011", "wu2012"),
         ),
         "resharp": Method(
-            "background.sharp:resharp",
+            "numerics.background.sharp:resharp",
             "Resharp",
             "RESHARP: spherical mean values, Tikhonov-regularised",
             "Background fields were removed by RESHARP (radius {radius} mm, lambda {lambda_}).",
             ("sun2014",),
         ),
         "ismv": Method(
-            "background.sharp:ismv",
+            "numerics.background.sharp:ismv",
             "ISMV",
             "iSMV: spherical mean values, repeated to their fixed point",
             "Background fields were removed by iterative spherical mean values (iSMV, radius "
@@ -195,7 +197,7 @@ METHODS: dict[str, dict[str, Method]] = {
             ("wen2014",),
         ),
         "lbv": Method(
-            "background.laplace:lbv",
+            "numerics.background.laplace:lbv",
             "LBV",
             "LBV: harmonic field with the values at the mask's edge; keeps the edge",
             "Background fields were removed by solving the Laplacian boundary value problem "
@@ -203,7 +205,7 @@ METHODS: dict[str, dict[str, Method]] = {
             ("zhou2014",),
         ),
         "harperella": Method(
-            "background.laplace:harperella",
+            "numerics.background.laplace:harperella",
             "Harperella",
             "HARPERELLA: inverse of the Laplacian, completed outside the mask",
             "Background fields were removed by HARPERELLA from the total field (radius {radius} "
@@ -211,7 +213,7 @@ METHODS: dict[str, dict[str, Method]] = {
             ("li2014harperella",),
         ),
         "pdf": Method(
-            "background.pdf:pdf",
+            "numerics.background.pdf:pdf",
             "PDF",
             "PDF: projection onto dipoles outside the mask; keeps the edge",
             "Background fields were removed by projection onto the fields of dipoles outside "
@@ -221,14 +223,14 @@ METHODS: dict[str, dict[str, Method]] = {
     },
     "inversion": {
         "tkd": Method(
-            "inversion.direct:tkd",
+            "numerics.inversion.direct:tkd",
             "TKD",
             "thresholded k-space division",
             "Susceptibility was computed by thresholded k-space division (threshold {threshold}).",
             ("shmueli2009",),
         ),
         "tsvd": Method(
-            "inversion.direct:tsvd",
+            "numerics.inversion.direct:tsvd",
             "TSVD",
             "truncated singular values: division, 0 where the dipole is small",
             "Susceptibility was computed by truncated singular value decomposition (threshold "
@@ -236,7 +238,7 @@ METHODS: dict[str, dict[str, Method]] = {
             ("wharton2010",),
         ),
         "l2": Method(
-            "inversion.direct:l2",
+            "numerics.inversion.direct:l2",
             "L2",
             "closed-form L2 regularisation of the gradient, the map or its Laplacian",
             "Susceptibility was computed by closed-form L2 regularisation (prior {prior}, lambda "
@@ -244,7 +246,7 @@ METHODS: dict[str, dict[str, Method]] = {
             ("bilgic2014",),
         ),
         "tikhonov": Method(
-            "inversion.tikhonov:tikhonov",
+            "numerics.inversion.tikhonov:tikhonov",
             "Tikhonov",
             "L2 regularisation, data weighted by mask and noise (conjugate gradients)",
             "Susceptibility was computed by Tikhonov regularisation, the data weighted by mask "
@@ -252,7 +254,7 @@ METHODS: dict[str, dict[str, Method]] = {
             ("derochefort2010",),
         ),
         "ilsqr": Method(
-            "inversion.ilsqr:ilsqr",
+            "numerics.inversion.ilsqr:ilsqr",
             "ILSQR",
             "iLSQR: least squares, then the streaks estimated and taken out",
             "Susceptibility was computed by iLSQR: least squares, less the streaks estimated "
@@ -260,7 +262,7 @@ METHODS: dict[str, dict[str, Method]] = {
             ("li2015",),
         ),
         "two-level": Method(
-            "inversion.two_level:two_level",
+            "numerics.inversion.two_level:two_level",
             "TwoLevel",
             "two-level TV (after STAR-QSM): strong sources first, the rest from what is left",
             "Susceptibility was computed by two-level total-variation regularised inversion, "
@@ -269,14 +271,14 @@ METHODS: dict[str, dict[str, Method]] = {
             ("wei2015",),
         ),
         "rts": Method(
-            "inversion.rts:rts",
+            "numerics.inversion.rts:rts",
             "RTS",
             "rapid two-step: well-conditioned part first, TV for the rest",
             "Susceptibility was computed by rapid two-step inversion (delta {delta}).",
             ("kames2018",),
         ),
         "tv": Method(
-            "inversion.tv:tv",
+            "numerics.inversion.tv:tv",
             "TV",
             "total variation, data weighted by mask and noise (ADMM)",
             "Susceptibility was computed by total-variation regularised inversion, the data "
@@ -284,7 +286,7 @@ METHODS: dict[str, dict[str, Method]] = {
             ("bilgic2014fast",),
         ),
         "nltv": Method(
-            "inversion.nonlinear:nltv",
+            "numerics.inversion.nonlinear:nltv",
             "NonlinearTV",
             "nonlinear total variation (FANSI): phase for data, immune to whole turns",
             "Susceptibility was computed by nonlinear total-variation regularised inversion of "
@@ -292,7 +294,7 @@ METHODS: dict[str, dict[str, Method]] = {
             ("milovic2018",),
         ),
         "tgv": Method(
-            "inversion.tgv:tgv",
+            "numerics.inversion.tgv:tgv",
             "TGV",
             "total generalised variation of second order, which allows slopes",
             "Susceptibility was computed by inversion with total generalised variation, the data "
@@ -301,7 +303,7 @@ METHODS: dict[str, dict[str, Method]] = {
             ("bredies2010", "milovic2018"),
         ),
         "nltgv": Method(
-            "inversion.tgv:nltgv",
+            "numerics.inversion.tgv:nltgv",
             "NonlinearTGV",
             "nonlinear total generalised variation (FANSI): phase for data",
             "Susceptibility was computed by nonlinear inversion of the phase with total "
@@ -310,7 +312,7 @@ METHODS: dict[str, dict[str, Method]] = {
             ("milovic2018",),
         ),
         "whqsm": Method(
-            "inversion.weak_harmonic:whqsm",
+            "numerics.inversion.weak_harmonic:whqsm",
             "WeakHarmonicQSM",
             "nonlinear TV that also finds what is left of the background (weak harmonic)",
             "Susceptibility was computed together with a nearly harmonic remnant of the "
@@ -319,7 +321,7 @@ METHODS: dict[str, dict[str, Method]] = {
             ("milovic2019",),
         ),
         "l1qsm": Method(
-            "inversion.l1:l1qsm",
+            "numerics.inversion.l1:l1qsm",
             "L1QSM",
             "nonlinear TV with absolute residuals: gross errors of single voxels are forgiven",
             "Susceptibility was computed by total-variation regularised inversion with absolute "
@@ -327,7 +329,7 @@ METHODS: dict[str, dict[str, Method]] = {
             ("milovic2022",),
         ),
         "hdqsm": Method(
-            "inversion.hd:hdqsm",
+            "numerics.inversion.hd:hdqsm",
             "HDQSM",
             "hybrid data term: absolute residuals find bad voxels, squared ones do the rest",
             "Susceptibility was computed by total-variation regularised inversion with a hybrid "
@@ -335,7 +337,7 @@ METHODS: dict[str, dict[str, Method]] = {
             ("lambert2022",),
         ),
         "medi": Method(
-            "inversion.medi:medi",
+            "numerics.inversion.medi:medi",
             "MEDI",
             "MEDI: nonlinear, total variation off the magnitude's edges (Gauss-Newton)",
             "Susceptibility was computed by morphology-enabled dipole inversion (MEDI, nonlinear, "
@@ -343,7 +345,7 @@ METHODS: dict[str, dict[str, Method]] = {
             ("liu2012", "liu2013", "liu2018"),
         ),
         "ndi": Method(
-            "inversion.ndi:ndi",
+            "numerics.inversion.ndi:ndi",
             "NDI",
             "NDI: gradient descent on the phase, stopped early",
             "Susceptibility was computed by nonlinear dipole inversion (NDI, gradient descent, "
@@ -351,7 +353,7 @@ METHODS: dict[str, dict[str, Method]] = {
             ("polak2020",),
         ),
         "sstv": Method(
-            "inversion.single_step:sstv",
+            "numerics.inversion.single_step:sstv",
             "SSTV",
             "single-step TV of the total field, background cut off by spherical means; keeps the "
             "edge",
@@ -363,7 +365,7 @@ METHODS: dict[str, dict[str, Method]] = {
             starts_from="total field",
         ),
         "tfi": Method(
-            "inversion.tfi:tfi",
+            "numerics.inversion.tfi:tfi",
             "TFI",
             "TFI: tissue and background at once from the total field; keeps the edge",
             "Susceptibility was computed from the total field, together with its background, by "
@@ -372,7 +374,7 @@ METHODS: dict[str, dict[str, Method]] = {
             starts_from="total field",
         ),
         "tgvqsm": Method(
-            "inversion.tgv_phase:tgvqsm",
+            "numerics.inversion.tgv_phase:tgvqsm",
             "TGVQSM",
             "single-step TGV from the wrapped phase of the echoes (TGV-QSM)",
             "Susceptibility was computed from the wrapped phase in one step, by total generalised "
@@ -380,10 +382,54 @@ METHODS: dict[str, dict[str, Method]] = {
             ("langkammer2015", "pock2011"),
             starts_from="phase",
         ),
+        "unet": Method(
+            "nets.inversion:unet",
+            "UNet",
+            "network: 3D U-Net, trained on random shapes",
+            "Susceptibility was computed by a 3D U-Net (weights {weights}).",
+            ("jochmann", "ronneberger2015"),
+            trained=True,
+        ),
+        "qsmgan": Method(
+            "nets.inversion:qsmgan",
+            "QSMGAN",
+            "network: QSMGAN's generator, which sees more than it maps",
+            "Susceptibility was computed by the generator of QSMGAN (weights {weights}).",
+            ("chen2020",),
+            trained=True,
+        ),
+        "si-qsm": Method(
+            "nets.inversion:si_qsm",
+            "SIQSM",
+            "network: SI-QSM, trained on spheres and cylinders in closed form",
+            "Susceptibility was computed by SI-QSM, a residual inception U-Net (weights "
+            "{weights}).",
+            ("larrain2022",),
+            trained=True,
+        ),
+        "meta-qsm": Method(
+            "nets.inversion:meta_qsm",
+            "MetaQSM",
+            "network: Meta-QSM, whose kernels fit the voxel size",
+            "Susceptibility was computed by Meta-QSM, whose convolution kernels are predicted "
+            "from the voxel size (weights {weights}).",
+            ("liu2019meta",),
+            trained=True,
+        ),
+        "cpsi-net": Method(
+            "nets.inversion:cpsi_net",
+            "CPsiNet",
+            "network: C-Psi-Net, from the high-pass filtered phase of SWI",
+            "Susceptibility was computed from high-pass filtered phase by C-Psi-Net (weights "
+            "{weights}).",
+            ("lu2021",),
+            starts_from="phase",
+            trained=True,
+        ),
     },
     "cosmos": {
         "cosmos": Method(
-            "inversion.cosmos:cosmos",
+            "numerics.inversion.cosmos:cosmos",
             "Cosmos",
             "COSMOS: all orientations of a head inverted together",
             "The orientations of each head were registered rigidly to the first by their "
@@ -499,7 +545,7 @@ def needs_background(inversions: Sequence[str]) -> bool:
 def function_of(stage: str, name: str) -> Callable[..., Any]:
     """Numerics function of a method."""
     module, function = method(stage, name).function.split(":")
-    return getattr(importlib.import_module(f"qsmpipe.numerics.{module}"), function)
+    return getattr(importlib.import_module(f"qsmpipe.{module}"), function)
 
 
 def interface_of(stage: str, name: str) -> type:

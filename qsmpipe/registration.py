@@ -1,14 +1,11 @@
-"""The door to SimpleITK: rigid registration; and images on another grid by such a transform."""
+"""The door to SimpleITK: rigid registration."""
 
 import itertools
 import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import SimpleITK as sitk  # noqa: N813
-import torch
-from scipy.ndimage import affine_transform, distance_transform_edt
 from torch import Tensor
 
 from qsmpipe.numerics.fourier import Zooms
@@ -123,64 +120,6 @@ def register(fixed: Placed, moving: Placed) -> np.ndarray:
 def turned_by(motion: np.ndarray) -> float:
     """Angle (degrees) of a rigid motion (4, 4)."""
     return math.degrees(math.acos(np.clip((np.trace(motion[:3, :3]) - 1) / 2, -1, 1)))
-
-
-def resample(
-    image: Tensor,
-    affine: np.ndarray,
-    motion: np.ndarray,
-    *,
-    to: np.ndarray,
-    shape: Sequence[int],
-    mask: Tensor | None = None,
-    order: int = 3,
-) -> Tensor:
-    """Give an image the grid of another one that was registered to it.
-
-    Parameters
-    ----------
-    image : (X, Y, Z) real tensor
-        What to resample; a field is a number in every voxel and does not turn.
-    affine : (4, 4) array
-        Its voxel to world coordinates (mm).
-    motion : (4, 4) array
-        World of the other image to the world of this one (:func:`register`).
-    to, shape : (4, 4) array, sequence of 3 ints
-        Affine and shape of the other grid.
-    mask : (X, Y, Z) bool tensor, optional
-        Where ``image`` is known. Outside, it goes on with the value of the nearest voxel inside:
-        an edge would ring into the head.
-    order : int
-        Of the spline: 3 is cubic; 1, linear, takes the fine detail out of a field, by up to all
-        of it half way between voxels.
-
-    Returns
-    -------
-    tensor of ``shape``
-        Beyond the image it goes on with the value at its edge.
-    """
-    values = image.cpu().numpy()
-    if mask is not None:
-        zooms = np.linalg.norm(affine[:3, :3], axis=0)
-        _, nearest = distance_transform_edt(
-            ~mask.cpu().numpy(), sampling=zooms, return_indices=True
-        )
-        values = values[tuple(nearest)]
-    to_voxel = np.linalg.inv(affine) @ motion @ to
-    moved = affine_transform(
-        values, to_voxel, output_shape=tuple(shape), order=order, mode="nearest"
-    )
-    return torch.from_numpy(moved).to(image)
-
-
-def resample_mask(
-    mask: Tensor, affine: np.ndarray, motion: np.ndarray, *, to: np.ndarray, shape: Sequence[int]
-) -> Tensor:
-    """Give a mask another grid: what is more in than out, with what :func:`resample` takes."""
-    to_voxel = np.linalg.inv(affine) @ motion @ to
-    inside = mask.cpu().numpy().astype(np.float32)
-    share = affine_transform(inside, to_voxel, output_shape=tuple(shape), order=1, mode="constant")
-    return torch.from_numpy(share > 0.5).to(mask.device)
 
 
 def _starts(fixed: np.ndarray, moving: np.ndarray) -> list[sitk.VersorRigid3DTransform]:

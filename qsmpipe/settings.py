@@ -211,7 +211,9 @@ class Settings:
                 msg = f"there is no stage {group!r}: one of {', '.join(STAGES)}{hint}"
                 raise ValueError(msg)
         for stage in STAGES:
-            self.parameters_for(stage)
+            for name, chosen in self.parameters_for(stage).items():
+                if method(stage, name).trained:
+                    _check_weights(stage, name, chosen)
 
     def resolved(self) -> list[dict[str, Any]]:
         """Every stage with its method and all its parameters, defaults included."""
@@ -239,6 +241,15 @@ class Settings:
         import tomli_w
 
         return tomli_w.dumps(_plain(dataclasses.asdict(self)))
+
+
+def _check_weights(stage: str, name: str, chosen: Mapping[str, Any]) -> None:
+    """Refuse weights that a network cannot take, before hours have gone into all else."""
+    from qsmpipe.nets.cards import load
+
+    defaults = parameters_of(stage, name)
+    weights, licence = (chosen.get(key, defaults[key].default) for key in ("weights", "licence"))
+    load(weights, architecture=name, licence=licence)
 
 
 def _step(stage: str, name: str, **parameters: Any) -> dict[str, Any]:

@@ -23,8 +23,9 @@ from qsmpipe.numerics import kernels
 from qsmpipe.numerics.inversion import tv
 from qsmpipe.numerics.inversion.cosmos import conditioning, cosmos
 from qsmpipe.numerics.operators import Dipole
+from qsmpipe.numerics.resampling import resample, resample_mask
 from qsmpipe.numerics.simulate import FreeSpace
-from qsmpipe.registration import resample, resample_mask, turned_by
+from qsmpipe.registration import turned_by
 from qsmpipe.settings import Settings, combine
 from qsmpipe.workflows.base import init_run_wf
 from qsmpipe.workflows.cosmos import init_cosmos_wf

@@ -31,7 +31,7 @@ from qsmpipe.workflows.inversion import init_inversion_wf
 ALL = {
     name: function_of("inversion", name)
     for name, row in METHODS["inversion"].items()
-    if row.starts_from != "phase"
+    if row.starts_from != "phase" and not row.trained  # networks: test_inversion_networks.py
 }
 ITERATIVE = {
     name: method

@@ -17,8 +17,9 @@ from qsmpipe.cli.errors import Exit
 from qsmpipe.nets.architectures import ARCHITECTURES, build
 from qsmpipe.nets.contract import Contract
 from qsmpipe.nets.recipes import recipe_names
+from qsmpipe.nets.tables import from_table, merged
 from qsmpipe.nets.training.losses import LOSSES, gradient_penalty, scale_invariant, si_qsm
-from qsmpipe.nets.training.recipe import Recipe, from_table, merged, read_recipe
+from qsmpipe.nets.training.recipe import Recipe, read_recipe
 from qsmpipe.nets.training.trainer import BEST, LAST, Trainer
 
 TINY: dict[str, Any] = {

@@ -6,6 +6,7 @@ from typing import Any
 from nipype.pipeline.engine import Workflow
 
 from qsmpipe.methods import method as row_of
+from qsmpipe.methods import parameters_of
 from qsmpipe.workflows.stage import stage_wf
 
 INPUTS = (
@@ -67,14 +68,25 @@ def init_inversion_wf(
     step
         What was done.
     """
-    starts_from = row_of("inversion", method).starts_from
+    row = row_of("inversion", method)
+    if row.trained:
+        parameters = _with_hash(method, parameters or {})
     return stage_wf(
         "inversion",
         method,
-        inputs=FROM_PHASE if starts_from == "phase" else INPUTS,
+        inputs=FROM_PHASE if row.starts_from == "phase" else INPUTS,
         outputs=("chi", "step"),
         parameters=parameters,
         omp_nthreads=omp_nthreads,
         use_gpu=use_gpu,
         name=name,
     )
+
+
+def _with_hash(method: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Tie the node's cache to the weights and not to their name alone."""
+    from qsmpipe.nets.cards import read_card
+
+    default = parameters_of("inversion", method)["weights"].default
+    _, card = read_card(parameters.get("weights", default))
+    return {**parameters, "sha256": card.sha256}

@@ -4,11 +4,13 @@ import argparse
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NoReturn
 
 from qsmpipe import __version__
 from qsmpipe.cli.errors import Exit, RunError
 from qsmpipe.methods import METHODS
+from qsmpipe.nets.weights import WEIGHTS_SUFFIX
 from qsmpipe.settings import Settings, combine, parse_assignments, presets
 
 LEVELS = ("participant",)
@@ -61,12 +63,26 @@ def parse(words: Sequence[str]) -> Request:
     config_file = given.pop("config_file")
     del given["analysis_level"]
     try:
-        given["parameters"] = parse_assignments(given.pop("set") or [])
+        given["parameters"] = _parameters(given)
         given["derivatives"] = _named_paths(given["derivatives"])
         settings = combine({k: v for k, v in given.items() if v is not None}, config_file)
     except (ValueError, TypeError) as error:
         raise RunError(Exit.USAGE, str(error)) from error
     return Request(settings, "qsmpipe " + " ".join(words), verbose=verbose, **modes)
+
+
+def _parameters(given: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Take the methods' parameters out of the words; files of weights get their whole path."""
+    parameters = parse_assignments(given.pop("set") or [])
+    for option, name in (("weights", "weights"), ("accept_licence", "licence")):
+        value = given.pop(option)
+        if value is not None:
+            parameters.setdefault("inversion", {})[name] = value
+    for values in parameters.values():
+        weights = values.get("weights")
+        if isinstance(weights, str) and weights.endswith(WEIGHTS_SUFFIX):
+            values["weights"] = str(Path(weights).absolute())
+    return parameters
 
 
 def _named_paths(words: list[str] | None) -> dict[str, str] | None:
@@ -196,6 +212,18 @@ def build_parser() -> argparse.ArgumentParser:
         nargs="+",
         metavar="STAGE.NAME=VALUE",
         help="a method's parameter, as in inversion.lambda=1e-4; --dry-run lists them all",
+    )
+    add(
+        "--weights",
+        metavar="FILE",
+        help="the network's weights, as 'qsmpipe train' writes them (.safetensors, with the card "
+        "beside it), instead of qsmpipe's own; for one of several networks "
+        "--set inversion.METHOD.weights=FILE",
+    )
+    add(
+        "--accept-licence",
+        metavar="NAME",
+        help="accept the licence of these weights, where it is not qsmpipe's own",
     )
     add("--b0", type=float, metavar="TESLA", help="field strength, instead of the sidecar's")
     add("--phase-sign", type=int, choices=(1, -1), help="instead of the manufacturer's")

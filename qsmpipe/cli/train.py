@@ -49,12 +49,24 @@ def main(words: Sequence[str]) -> Exit:
     if not done:
         print(f"time is up at step {trainer.step}; the same command goes on from there")
     if trainer.curve:
+        from qsmpipe.nets.training.export import EXPORTED, export
+
         best = min(trainer.curve, key=lambda row: row.nrmse)
+        export(recipe, folder, threads=_threads(trainer))
         print(
             f"best at step {best.step}: error of validation {best.nrmse:.1f} %, slope "
-            f"{best.slope:.3f}; checkpoints, {CURVE} and {PICTURE} in {folder}"
+            f"{best.slope:.3f}; {EXPORTED} with its card, checkpoints, {CURVE} and {PICTURE} in "
+            f"{folder}. To map with it: --inversion {recipe.network.architecture} --weights "
+            f"{folder / EXPORTED}"
         )
     return Exit.OK
+
+
+def _threads(trainer: "Trainer") -> int:
+    """CPU threads of a training; 0 on a GPU."""
+    import torch
+
+    return torch.get_num_threads() if trainer.device.type == "cpu" else 0
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """Every network by its name."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from qsmpipe.nets.common import Network
@@ -18,6 +19,21 @@ ARCHITECTURES: dict[str, type[Network]] = {
     "mesa-qsm": MesaQSM,
     "cpsi-net": CPsiNet,
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blueprint:
+    """Which network."""
+
+    architecture: str
+    """A key of :data:`ARCHITECTURES`."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Of its class."""
+
+    def __post_init__(self) -> None:
+        if self.architecture not in ARCHITECTURES:
+            msg = f"architecture is {self.architecture!r}"
+            raise ValueError(f"{msg}: give one of {', '.join(ARCHITECTURES)}")
 
 
 def build(architecture: str, options: Mapping[str, Any]) -> Network:

@@ -1,7 +1,8 @@
 """What the networks share: what they owe to those who feed them, the U, and its parts."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -214,3 +215,25 @@ class UShaped(Network):
         for level in self.expanding:
             features = level(features, skipped.pop(), *condition)
         return self.output(features, *condition)
+
+
+def load_parameters(network: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+    """Load parameters, or say which do not fit.
+
+    Raises
+    ------
+    ValueError
+        If names or shapes differ.
+    """
+    own = network.state_dict()
+    wrong: Sequence[str] = [
+        name for name in own.keys() | state.keys()
+        if name not in own or name not in state or own[name].shape != state[name].shape
+    ]  # fmt: skip
+    if wrong:
+        msg = (
+            f"{path}: {len(wrong)} of {len(own)} parameters do not fit {type(network).__name__}, "
+            f"such as {min(wrong)}: give the checkpoint of a network with the same options"
+        )
+        raise ValueError(msg)
+    network.load_state_dict(state)

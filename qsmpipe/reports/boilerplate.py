@@ -116,7 +116,8 @@ class Reference:
         shown = ", ".join(n for n in names if n != "others") + (
             " et al." if "others" in names else "."
         )
-        place = self.fields.get("journal") or self.fields.get("booktitle")
+        places = ("journal", "booktitle", "school")
+        place = next((self.fields[name] for name in places if name in self.fields), "")
         parts = [
             _plain(shown),
             f"{_plain(self.fields.get('title', ''))}.",

@@ -2,15 +2,16 @@
 
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, TypeVar, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 
-from qsmpipe.nets.architectures import ARCHITECTURES
+from qsmpipe.nets.architectures import Blueprint
 from qsmpipe.nets.contract import Contract
 from qsmpipe.nets.recipes import RECIPES, recipe_names
+from qsmpipe.nets.tables import from_table, merged
 from qsmpipe.nets.training.analytic import Analytic
 from qsmpipe.nets.training.augment import Augmentation
 from qsmpipe.nets.training.brains import Brains
@@ -26,18 +27,6 @@ Precision: TypeAlias = Literal["auto", "float32", "bfloat16"]
 SOURCES: dict[str, Callable[..., Source]] = {
     "shapes": Shapes, "analytic": Analytic, "brains": Brains,
 }  # fmt: skip
-
-Part = TypeVar("Part")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Blueprint:
-    """Which network."""
-
-    architecture: str
-    """A key of :data:`qsmpipe.nets.architectures.ARCHITECTURES`."""
-    options: Mapping[str, Any] = field(default_factory=dict)
-    """Of its class."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,9 +141,6 @@ class Recipe:
     """Paper and what else a reader should know."""
 
     def __post_init__(self) -> None:
-        if self.network.architecture not in ARCHITECTURES:
-            msg = f"architecture is {self.network.architecture!r}"
-            raise ValueError(f"{msg}: give one of {', '.join(ARCHITECTURES)}")
         for data in (self.data, self.validation):
             if data is not None and data.source not in SOURCES:
                 raise ValueError(f"source is {data.source!r}: give one of {', '.join(SOURCES)}")
@@ -163,20 +149,6 @@ class Recipe:
     def needs_heads(self) -> bool:
         """Whether label maps are needed."""
         return "brains" in (self.data.source, (self.validation or self.data).source)
-
-
-PARTS: dict[tuple[type, str], type] = {
-    (Recipe, "network"): Blueprint,
-    (Recipe, "contract"): Contract,
-    (Recipe, "data"): Data,
-    (Recipe, "validation"): Data,
-    (Recipe, "training"): Schedule,
-    (Recipe, "adversary"): Adversary,
-    (Data, "scans"): Scans,
-    (Data, "augmentation"): Augmentation,
-    (Data, "measurement"): Measurement,
-}
-"""Tables within tables."""
 
 
 def read_recipe(name: str, config: Path | None = None) -> Recipe:
@@ -207,57 +179,3 @@ def read_recipe(name: str, config: Path | None = None) -> Recipe:
         raise ValueError(f"{where}: {error.strerror}") from error
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
-
-
-def merged(table: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Put ``changes`` into a table, and into those that it holds.
-
-    >>> merged({"data": {"source": "shapes", "options": {"rim": 8}}, "seed": 0},
-    ...        {"data": {"source": "brains"}})
-    {'data': {'source': 'brains'}, 'seed': 0}
-    """
-    kept = dict(table)
-    if any(changes.get(name, table.get(name)) != table.get(name)
-           for name in ("architecture", "source")):  # fmt: skip
-        kept.pop("options", None)
-    for name, value in changes.items():
-        inner = kept.get(name)
-        if isinstance(value, dict) and isinstance(inner, dict):
-            value = merged(inner, value)
-        kept[name] = value
-    return kept
-
-
-def from_table(part: type[Part], table: Mapping[str, Any], where: str) -> Part:
-    """Make a dataclass of a table; lists become tuples.
-
-    Raises
-    ------
-    ValueError
-        If a key is unknown or missing.
-    """
-    known = {one.name: one for one in fields(part)}  # type: ignore[arg-type]
-    strangers = sorted(set(table) - set(known))
-    if strangers:
-        msg = f"{where} has no {', '.join(strangers)}: its keys are {', '.join(known)}"
-        raise ValueError(msg)
-    missing = [name for name, one in known.items() if name not in table
-               and one.default is MISSING and one.default_factory is MISSING]  # fmt: skip
-    if missing:
-        raise ValueError(f"{where} lacks {', '.join(missing)}")
-    values = {}
-    for name, value in table.items():
-        inner = PARTS.get((part, name))
-        values[name] = _frozen(value) if inner is None else from_table(inner, value, f"[{name}]")
-    try:
-        return part(**values)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{where}: {error}") from error
-
-
-def _frozen(value: Any) -> Any:
-    if isinstance(value, list):
-        return tuple(map(_frozen, value))
-    if isinstance(value, dict):
-        return {key: _frozen(one) for key, one in value.items()}
-    return value

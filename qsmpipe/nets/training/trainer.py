@@ -6,7 +6,7 @@ is in the checkpoint.
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from qsmpipe.nets.architectures import build
-from qsmpipe.nets.common import Network
+from qsmpipe.nets.common import Network, load_parameters
 from qsmpipe.nets.meta_qsm import MetaQSM
 from qsmpipe.nets.qsmgan import Critic
 from qsmpipe.nets.training.dataset import Samples
@@ -352,25 +352,3 @@ def _update(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     optimizer.step()
-
-
-def load_parameters(network: nn.Module, state: dict[str, Tensor], path: Path) -> None:
-    """Load parameters, or say which do not fit.
-
-    Raises
-    ------
-    ValueError
-        If names or shapes differ.
-    """
-    own = network.state_dict()
-    wrong: Sequence[str] = [
-        name for name in own.keys() | state.keys()
-        if name not in own or name not in state or own[name].shape != state[name].shape
-    ]  # fmt: skip
-    if wrong:
-        msg = (
-            f"{path}: {len(wrong)} of {len(own)} parameters do not fit {type(network).__name__}, "
-            f"such as {min(wrong)}: give the checkpoint of a network with the same options"
-        )
-        raise ValueError(msg)
-    network.load_state_dict(state)

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import scipy.fft
 import torch
@@ -49,8 +49,8 @@ class Susceptibility(NamedTuple):
     """Susceptibility (ppm), (X, Y, Z), up to a constant; 0 outside the mask."""
     convergence: Convergence | None
     """How the iteration ended; None for a direct method."""
-    chosen: Mapping[str, float] = MappingProxyType({})
-    """Parameters that the method chose itself, by name."""
+    chosen: Mapping[str, Any] = MappingProxyType({})
+    """Parameters that the method chose itself, by name; what a network was made of."""
     curve: Curve | None = None
     """What a regularisation weight was chosen from, if by rule."""
 

@@ -1,0 +1,230 @@
+"""Weights and their cards: what a network is, what it was trained on, and for what it is meant."""
+
+import hashlib
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import tomli_w
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from safetensors.torch import save as serialised
+from torch import Tensor
+
+from qsmpipe.nets.architectures import Blueprint, build
+from qsmpipe.nets.common import Network, load_parameters
+from qsmpipe.nets.contract import Contract
+from qsmpipe.nets.patches import Tiling, check_tiling
+from qsmpipe.nets.tables import from_table, to_table
+from qsmpipe.nets.weights import CARD_SUFFIX, WEIGHTS, WEIGHTS_SUFFIX, weights_names
+from qsmpipe.numerics.fourier import Zooms
+
+OWN_LICENCE = "Apache-2.0"
+"""Of qsmpipe, and of the weights that come with it."""
+
+Range = tuple[float, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Domain:
+    """Images that a network was trained on.
+
+    Attributes
+    ----------
+    zooms : tuple of 3 ranges
+        Voxel size along each axis (mm).
+    tilt : float
+        Largest angle between B0 and the third axis (degrees).
+    radians_per_ppm : float
+        Phase (rad) of 1 ppm, for a network that takes phase; 0 for one that takes a field.
+    """
+
+    zooms: tuple[Range, Range, Range]
+    tilt: float = 0.0
+    radians_per_ppm: float = 0.0
+
+    def nearest(self, zooms: Zooms) -> Zooms:
+        """Voxel size (mm) in the domain that is nearest to another one."""
+        x, y, z = (
+            min(max(zoom, low), high) for zoom, (low, high) in zip(zooms, self.zooms, strict=True)
+        )
+        return x, y, z
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """What comes with weights.
+
+    Attributes
+    ----------
+    network, contract, domain
+        Which network, what it is given and gives, and for which images it is meant.
+    patch, halo : int
+        How whole images are cut by default, see :class:`.patches.Tiling` (voxels).
+    sha256 : str
+        Of the weights' file.
+    licence : str
+        Of the weights; none if they are the user's own. Any other than :data:`OWN_LICENCE` must
+        be accepted by name.
+    about : mapping
+        Paper, data, limits: for those who read.
+    training : mapping
+        How they were trained: steps, seed, hours, machine, figures of validation.
+    recipe : mapping
+        By what: the tables of a recipe, as ``qsmpipe train --config`` takes them.
+    """
+
+    network: Blueprint
+    contract: Contract
+    domain: Domain
+    patch: int
+    halo: int
+    sha256: str = ""
+    licence: str = ""
+    about: Mapping[str, str] = field(default_factory=dict)
+    training: Mapping[str, Any] = field(default_factory=dict)
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Model(NamedTuple):
+    """A network that is ready to map."""
+
+    name: str
+    """Of its weights: one of the package's, or a file."""
+    network: Network
+    """In evaluation mode."""
+    card: Card
+
+
+def save(network: Network, card: Card, path: Path) -> Card:
+    """Write weights, and their card beside them.
+
+    Kernels are float16, all else float32: statistics of normalisation may be tiny or large.
+
+    Parameters
+    ----------
+    network : Network
+        That of the card.
+    card : Card
+        Its hash is written anew.
+    path : Path
+        Of the weights, ending in ``.safetensors``.
+
+    Returns
+    -------
+    Card
+        With the hash.
+    """
+    state = {name: _small(value) for name, value in network.state_dict().items()}
+    path.write_bytes(serialised(state))
+    card = replace(card, sha256=_hash(path))
+    path.with_suffix(CARD_SUFFIX).write_text(tomli_w.dumps(to_table(card)))
+    return card
+
+
+def _small(value: Tensor) -> Tensor:
+    value = value.detach().cpu().contiguous()
+    if not value.is_floating_point():
+        return value
+    return value.to(torch.float16 if value.ndim > 1 else torch.float32)
+
+
+def read_card(weights: str) -> tuple[Path, Card]:
+    """Find weights and read their card.
+
+    Parameters
+    ----------
+    weights : str
+        Name of the package's own, or a ``.safetensors`` file with its card (``.toml``) beside it.
+
+    Raises
+    ------
+    ValueError
+        If there are no such weights, or the card cannot be read; it names the file.
+    """
+    if weights in weights_names():
+        path = Path(str(WEIGHTS / f"{weights}{WEIGHTS_SUFFIX}"))
+    else:
+        path = Path(weights)
+        if path.suffix != WEIGHTS_SUFFIX:
+            msg = (
+                f"no weights are called {weights!r}: give one of {', '.join(weights_names())}, or "
+                f"a {WEIGHTS_SUFFIX} file with its card ({CARD_SUFFIX}) beside it"
+            )
+            raise ValueError(msg)
+    for needed, what in ((path, "weights"), (path.with_suffix(CARD_SUFFIX), "their card")):
+        if not needed.is_file():
+            raise ValueError(f"{needed} is missing: {what} should be there")
+    card = path.with_suffix(CARD_SUFFIX)
+    try:
+        return path, from_table(Card, tomllib.loads(card.read_text()), "the card")
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{card}: {error}") from error
+
+
+def check_licence(name: str, card: Card, accepted: str = "") -> None:
+    """Insist that a licence other than qsmpipe's is accepted by name.
+
+    Raises
+    ------
+    ValueError
+        If it is not.
+    """
+    if card.licence not in ("", OWN_LICENCE, accepted):
+        given = f", not {accepted!r}" if accepted else ""
+        msg = (
+            f"{name}: these weights come under {card.licence!r}{given}: read it, and accept it by "
+            f"that name (--accept-licence '{card.licence}')"
+        )
+        raise ValueError(msg)
+
+
+def load(weights: str, *, architecture: str, licence: str = "") -> Model:
+    """Load weights into their network, in float32.
+
+    Parameters
+    ----------
+    weights : str
+        As for :func:`read_card`.
+    architecture : str
+        The network that is wanted.
+    licence : str
+        A licence that is accepted.
+
+    Raises
+    ------
+    ValueError
+        If they are of another network, are not those of their card, or come under a licence that
+        was not accepted.
+    """
+    path, card = read_card(weights)
+    if card.network.architecture != architecture:
+        msg = (
+            f"{weights}: these are weights of {card.network.architecture}, not of {architecture}: "
+            f"choose the inversion {card.network.architecture}, or other weights"
+        )
+        raise ValueError(msg)
+    check_licence(weights, card, licence)
+    if _hash(path) != card.sha256:
+        msg = f"{path} is not the file that its card describes (SHA-256): get both anew"
+        raise ValueError(msg)
+    network = build(card.network.architecture, card.network.options)
+    try:
+        state = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path}: no safetensors file ({error})") from error
+    load_parameters(network, {name: _full(value) for name, value in state.items()}, path)
+    check_tiling(network, Tiling(card.patch, card.halo))
+    return Model(weights, network.eval(), card)
+
+
+def _full(value: Tensor) -> Tensor:
+    return value.float() if value.is_floating_point() else value
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,234 @@
+"""Dipole inversion by trained networks: a function for each, as those of :mod:`.numerics`."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qsmpipe.nets.cards import load
+from qsmpipe.nets.reconstruction import Grid, reconstruct
+from qsmpipe.numerics.fourier import Zooms
+from qsmpipe.numerics.inversion.common import Susceptibility
+from qsmpipe.numerics.kernels import AXIAL
+from qsmpipe.numerics.swi import high_pass
+from qsmpipe.numerics.units import radians_per_ppm
+
+
+def _from_field(
+    architecture: str, field: Tensor, mask: Tensor, zooms: Zooms, *, weights: str, licence: str,
+    **choices: Any,
+) -> Susceptibility:  # fmt: skip
+    model = load(weights, architecture=architecture, licence=licence)
+    chi, made = reconstruct(model, mask, zooms, field=field, **choices)
+    return Susceptibility(chi, None, made)
+
+
+def unet(
+    field: Tensor,
+    mask: Tensor,
+    zooms: Zooms,
+    *,
+    b0_direction: Sequence[float] = AXIAL,
+    weights: str = "unet",
+    licence: str = "",
+    grid: Grid = "card",
+    patch: int = 0,
+    halo: int = 0,
+) -> Susceptibility:
+    """Invert by a 3D U-Net [1]_ (:class:`.unet.UNet`).
+
+    Parameters
+    ----------
+    field : (X, Y, Z) real tensor
+        Local field (ppm).
+    mask : (X, Y, Z) bool tensor
+        Where it is known.
+    zooms : tuple of float
+        Voxel size (mm).
+    b0_direction : sequence of 3 floats
+        Unit vector along B0 in voxel axes.
+    weights : str
+        Name of the package's own, or a ``.safetensors`` file with its card beside it.
+    licence : str
+        The weights' licence, where it is not qsmpipe's own: to accept it.
+    grid : {"card", "native"}
+        Whether images outside the card's domain are resampled to it, and the map back, or taken
+        as they are.
+    patch, halo : int
+        Edge of the patches that are mapped at a time, and neighbours that each reads on every
+        side (voxels of the network's grid); 0 for the card's.
+
+    Returns
+    -------
+    Susceptibility
+        ``chosen`` names weights, hash, patches, the seam error that they cost, and the voxel size
+        (mm) that was resampled to, if any.
+
+    Raises
+    ------
+    ValueError
+        If grids differ, the weights are not those of this network, their licence was not
+        accepted, or patch or halo do not fit.
+
+    References
+    ----------
+    .. [1] Jochmann, Haueisen, Schweser. How to train a deep convolutional neural network for
+       quantitative susceptibility mapping (QSM). ISMRM, abstract
+    """
+    return _from_field(
+        "unet", field, mask, zooms, weights=weights, licence=licence,
+        b0_direction=b0_direction, grid=grid, patch=patch, halo=halo,
+    )  # fmt: skip
+
+
+def qsmgan(
+    field: Tensor,
+    mask: Tensor,
+    zooms: Zooms,
+    *,
+    b0_direction: Sequence[float] = AXIAL,
+    weights: str = "qsmgan",
+    licence: str = "",
+    grid: Grid = "card",
+    patch: int = 0,
+    halo: int = 0,
+) -> Susceptibility:
+    """Invert by the generator of QSMGAN [1]_ (:class:`.qsmgan.Generator`).
+
+    Parameters, results and errors are those of :func:`unet`.
+
+    References
+    ----------
+    .. [1] Chen et al. NeuroImage 207 (2020) 116389, doi:10.1016/j.neuroimage.2019.116389
+    """
+    return _from_field(
+        "qsmgan", field, mask, zooms, weights=weights, licence=licence,
+        b0_direction=b0_direction, grid=grid, patch=patch, halo=halo,
+    )  # fmt: skip
+
+
+def si_qsm(
+    field: Tensor,
+    mask: Tensor,
+    zooms: Zooms,
+    *,
+    b0_direction: Sequence[float] = AXIAL,
+    weights: str = "si-qsm",
+    licence: str = "",
+    grid: Grid = "card",
+    patch: int = 0,
+    halo: int = 0,
+) -> Susceptibility:
+    """Invert by SI-QSM [1]_ (:class:`.si_qsm.SIQSM`), which takes the mask as well.
+
+    Parameters, results and errors are those of :func:`unet`.
+
+    References
+    ----------
+    .. [1] Larrain. Scale-invariant deep learning approach for QSM reconstruction: SI-QSM. Thesis,
+       Pontificia Universidad Catolica de Chile (2022)
+    """
+    return _from_field(
+        "si-qsm", field, mask, zooms, weights=weights, licence=licence,
+        b0_direction=b0_direction, grid=grid, patch=patch, halo=halo,
+    )  # fmt: skip
+
+
+def meta_qsm(
+    field: Tensor,
+    mask: Tensor,
+    zooms: Zooms,
+    *,
+    b0_direction: Sequence[float] = AXIAL,
+    weights: str = "meta-qsm",
+    licence: str = "",
+    grid: Grid = "card",
+    patch: int = 0,
+    halo: int = 0,
+) -> Susceptibility:
+    """Invert by Meta-QSM [1]_ (:class:`.meta_qsm.MetaQSM`), whose kernels fit the voxel size.
+
+    Parameters, results and errors are those of :func:`unet`.
+
+    References
+    ----------
+    .. [1] Liu, Koch. Meta-QSM: an image-resolution-arbitrary network for QSM reconstruction
+       (2019), arXiv:1908.00206
+    """
+    return _from_field(
+        "meta-qsm", field, mask, zooms, weights=weights, licence=licence,
+        b0_direction=b0_direction, grid=grid, patch=patch, halo=halo,
+    )  # fmt: skip
+
+
+def cpsi_net(
+    phase: Tensor,
+    mask: Tensor,
+    zooms: Zooms,
+    *,
+    echo_times: Sequence[float],
+    field_strength: float,
+    magnitude: Tensor | None = None,
+    b0_direction: Sequence[float] = AXIAL,
+    filtered: bool = False,
+    weights: str = "cpsi-net",
+    licence: str = "",
+    grid: Grid = "card",
+    patch: int = 0,
+    halo: int = 0,
+) -> Susceptibility:
+    """Invert the high-pass filtered phase of SWI by C-Psi-Net [1]_ (:class:`.cpsi_net.CPsiNet`).
+
+    Of several echoes the one is taken whose phase of 1 ppm is nearest to that of the training; the
+    rest of the difference is a factor of the filtered phase.
+
+    Parameters
+    ----------
+    phase : (E, X, Y, Z) real tensor
+        Phase (rad), wrapped or not, that grows with the field.
+    mask : (X, Y, Z) bool tensor
+        Where it is known.
+    zooms : tuple of float
+        Voxel size (mm).
+    echo_times : sequence of float
+        s.
+    field_strength : float
+        T.
+    magnitude : (E, X, Y, Z) real tensor, optional
+        Magnitude of the same echoes: weights the low-pass filter.
+    b0_direction : sequence of 3 floats
+        Unit vector along B0 in voxel axes.
+    filtered : bool
+        Whether the scanner has already filtered the phase.
+    weights, licence, grid, patch, halo
+        As for :func:`unet`.
+
+    Returns
+    -------
+    Susceptibility
+        As of :func:`unet`.
+
+    Raises
+    ------
+    ValueError
+        As by :func:`unet`.
+
+    References
+    ----------
+    .. [1] Lu et al. Reconstruction of quantitative susceptibility maps from phase of
+       susceptibility weighted imaging with cross-connected Psi-Net. ISBI (2021)
+    """
+    model = load(weights, architecture="cpsi-net", licence=licence)
+    trained = model.card.domain.radians_per_ppm
+    scales = [radians_per_ppm(field_strength, time) for time in echo_times]
+    echo = min(range(len(scales)), key=lambda e: abs(scales[e] - trained))
+    known = torch.where(mask, phase[echo], 0)
+    if not filtered:
+        size = torch.ones_like(known) if magnitude is None else magnitude[echo]
+        known = high_pass(known, mask, zooms, magnitude=size, b0_direction=b0_direction)
+    chi, made = reconstruct(
+        model, mask, zooms, filtered=trained / scales[echo] * known,
+        b0_direction=b0_direction, grid=grid, patch=patch, halo=halo,
+    )  # fmt: skip
+    return Susceptibility(chi, None, {"echo": echo + 1, **made})

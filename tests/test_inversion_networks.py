@@ -1,0 +1,310 @@
+"""Inversion by networks: weights and cards, the network's own grid, what comes with qsmpipe."""
+
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from nipype.interfaces.base import isdefined
+from phantoms import TILT, error, phantom
+from torch import Tensor, nn
+
+from qsmpipe.methods import METHODS
+from qsmpipe.nets import inversion
+from qsmpipe.nets.architectures import Blueprint, build
+from qsmpipe.nets.cards import Card, Domain, Model, load, save
+from qsmpipe.nets.common import Network
+from qsmpipe.nets.contract import Contract
+from qsmpipe.nets.inversion import cpsi_net, unet
+from qsmpipe.nets.meta_qsm import MetaQSM
+from qsmpipe.nets.reconstruction import Frame, Placed, reconstruct
+from qsmpipe.numerics.fourier import Zooms
+from qsmpipe.numerics.inversion import tv
+from qsmpipe.numerics.swi import high_pass
+from qsmpipe.numerics.units import radians_per_ppm
+from qsmpipe.settings import combine
+from qsmpipe.workflows.inversion import init_inversion_wf
+
+NETWORKS = {name: row for name, row in METHODS["inversion"].items() if row.trained}
+ONE_MM = Domain(zooms=((1.0, 1.0),) * 3)
+TINY = Blueprint(architecture="unet", options={"width": 2, "depth": 1})
+CARD = Card(
+    network=TINY, contract=Contract(scale=10.0, output_scale=10.0), domain=ONE_MM, patch=16, halo=4
+)
+WHOLE = 512
+"""Edge of a patch that holds any image here."""
+
+
+def weights(folder: Path, card: Card = CARD, name: str = "mine") -> Path:
+    """Random weights, the same each time."""
+    torch.manual_seed(0)
+    network = build(card.network.architecture, card.network.options)
+    with torch.no_grad():
+        for layer in network.modules():
+            if isinstance(layer, nn.BatchNorm3d):
+                layer.running_mean.normal_()
+                layer.running_var.uniform_(1e-9, 1e6)
+    save(network, card, folder / f"{name}.safetensors")
+    return folder / f"{name}.safetensors"
+
+
+class InPlaceOfANetwork(Network):
+    """A function of (X, Y, Z) images, which knows of axial scans of one voxel size alone."""
+
+    def __init__(self, function: Any, channels: int = 1) -> None:
+        super().__init__(channels=channels, stride=4)
+        self.function = function
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.stack([self.function(*one)[None] for one in images])
+
+
+def model(function: Any, domain: Domain = ONE_MM, **contract: Any) -> Model:
+    agreed = Contract(**contract)
+    network = InPlaceOfANetwork(function, len(agreed.channels))
+    return Model("mine", network, replace(CARD, domain=domain, contract=agreed, patch=WHOLE))
+
+
+def classical(field: Tensor, mask: Tensor) -> Tensor:
+    """An inversion that is right for axial scans of 1 mm, and for no others."""
+    return tv(field, mask.bool(), (1.0, 1.0, 1.0), lambda_=1e-4).chi
+
+
+BOTH = {"channels": ("field", "mask")}
+
+
+# Weights and cards
+
+
+def test_weights_and_card_come_back(tmp_path: Path) -> None:
+    card = replace(CARD, about={"paper": "none"}, training={"steps": 3})
+    path = weights(tmp_path, card)
+    found = load(str(path), architecture="unet")
+    assert found.card == replace(card, sha256=hashlib.sha256(path.read_bytes()).hexdigest())
+    assert not found.network.training
+    torch.manual_seed(0)
+    drawn = build("unet", TINY.options).state_dict()
+    for name, value in found.network.state_dict().items():
+        if "weight" in name and value.ndim > 1:
+            torch.testing.assert_close(value, drawn[name], rtol=1e-3, atol=1e-6)
+    variance = found.network.get_buffer("contracting.0.0.1.running_var")
+    assert variance.dtype is torch.float32
+    assert (variance > 0).all()
+
+
+@pytest.mark.parametrize("case", ["file", "card", "hash", "network", "options", "name", "key"])
+def test_weights_that_do_not_fit_are_refused(case: str, tmp_path: Path) -> None:
+    path = weights(tmp_path)
+    card = path.with_suffix(".toml")
+    name, wanted, message = str(path), "unet", ""
+    match case:
+        case "file":
+            path.unlink()
+            message = "mine.safetensors is missing"
+        case "card":
+            card.unlink()
+            message = "mine.toml is missing: their card"
+        case "hash":
+            path.write_bytes(path.read_bytes()[:-1] + b"\x01")
+            message = "not the file that its card describes"
+        case "network":
+            wanted, message = "qsmgan", "weights of unet, not of qsmgan"
+        case "options":
+            card.write_text(card.read_text().replace("width = 2", "width = 4"))
+            message = "do not fit UNet"
+        case "name":
+            name, message = "unettt", "no weights are called 'unettt': give one of"
+        case "key":
+            card.write_text("colour = 1\n" + card.read_text())
+            message = "the card has no colour"
+    with pytest.raises(ValueError, match=message):
+        load(name, architecture=wanted)
+
+
+def test_a_foreign_licence_must_be_accepted_by_name(tmp_path: Path) -> None:
+    path = str(weights(tmp_path, replace(CARD, licence="CC-BY-NC-4.0")))
+    with pytest.raises(ValueError, match=r"come under 'CC-BY-NC-4\.0': read it"):
+        load(path, architecture="unet")
+    with pytest.raises(ValueError, match=r"'CC-BY-NC-4\.0', not 'MIT'"):
+        load(path, architecture="unet", licence="MIT")
+    assert load(path, architecture="unet", licence="CC-BY-NC-4.0")
+
+
+# The network's grid
+
+
+def test_what_the_domain_holds_is_not_resampled() -> None:
+    head = phantom((37, 41, 35))
+    chi, made = reconstruct(
+        model(classical, **BOTH), head.mask, head.zooms, field=head.field, grid="card"
+    )
+    torch.testing.assert_close(
+        chi, classical(head.field * head.mask, head.mask) * head.mask, rtol=0, atol=2e-3
+    )
+    assert "resampled_to" not in made
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_axes_are_exchanged_where_b0_lies_along_another_one(axis: int) -> None:
+    head = phantom((37, 41, 35))
+    order = [2, 1, 0] if axis == 0 else [0, 2, 1]
+    b0_direction = tuple(float(n == axis) for n in range(3))
+    tissue = model(classical, **BOTH)
+    upright, _ = reconstruct(tissue, head.mask, head.zooms, field=head.field)
+    lying, made = reconstruct(
+        tissue,
+        head.mask.permute(order),
+        head.zooms,
+        field=head.field.permute(order),
+        b0_direction=b0_direction,
+    )
+    torch.testing.assert_close(lying.permute(order), upright, rtol=0, atol=2e-3)
+    assert "resampled_to" not in made
+
+
+@pytest.mark.parametrize(
+    ("shape", "zooms", "tilt", "within"),
+    [
+        ((40, 40, 40), (1.0, 1.0, 1.0), TILT, 0.35),
+        ((37, 41, 35), (1.0, 1.0, 1.0), -TILT, 0.35),
+        ((50, 40, 30), (0.7, 1.0, 1.4), TILT, 0.45),
+        ((50, 50, 50), (0.7, 0.7, 0.7), 0.0, 0.35),
+    ],
+    ids=["tilted", "odd tilted", "anisotropic tilted", "fine"],
+)
+def test_the_networks_grid_is_upright_and_of_its_voxel_size(
+    shape: tuple[int, int, int], zooms: Zooms, tilt: float, within: float
+) -> None:
+    """What knows axial scans of 1 mm alone maps all others; as they are, it could not."""
+    head = phantom(shape, zooms, tilt=tilt)
+    tissue = model(classical, **BOTH)
+    with pytest.warns(RuntimeWarning, match="resampled to 1 x 1 x 1 mm"):
+        chi, made = reconstruct(
+            tissue, head.mask, head.zooms, field=head.field, b0_direction=head.b0_direction
+        )
+    assert made["resampled_to"] == [1.0, 1.0, 1.0]
+    assert error(chi, head.chi, head.mask) < within
+    assert not chi[~head.mask].any()
+    if tilt:
+        blind, _ = reconstruct(
+            tissue,
+            head.mask,
+            head.zooms,
+            field=head.field,
+            b0_direction=head.b0_direction,
+            grid="native",
+        )
+        assert error(blind, head.chi, head.mask) > 1.5 * error(chi, head.chi, head.mask)
+
+
+def test_the_frame_is_a_rotation_that_takes_the_third_axis_to_b0() -> None:
+    b0 = (0.48, -0.36, -0.8)
+    frame = Frame.of((1.0, 2.0, 1.0), b0, ONE_MM, "card")
+    assert frame.turn is not None
+    turn = torch.from_numpy(frame.turn)
+    torch.testing.assert_close(turn @ turn.T, torch.eye(3, dtype=torch.float64))
+    assert torch.linalg.det(turn).item() == pytest.approx(1)
+    torch.testing.assert_close(turn[:, 2], -torch.tensor(b0, dtype=torch.float64))
+    placed = Placed.around((10, 12, 14), (1.0, 2.0, 1.0), frame)
+    corners = torch.cartesian_prod(*(torch.tensor([0.0, n - 1]) for n in (10, 12, 14))).double()
+    inverse = torch.linalg.inv(torch.from_numpy(placed.affine))
+    voxels = (corners * torch.tensor([1.0, 2.0, 1.0])) @ inverse[:3, :3].T + inverse[:3, 3]
+    assert (voxels > -1e-6).all()
+    assert (voxels < torch.tensor(placed.shape) - 1 + 1e-6).all()
+
+
+def test_patches_and_their_seams_are_told(tmp_path: Path) -> None:
+    head = phantom((40, 40, 40))
+    path = str(weights(tmp_path))
+    cut = head.invert(unet, weights=path)
+    assert cut.chosen["patch"] == 16
+    assert cut.chosen["halo"] == 4
+    assert cut.chosen["seam_error"] < 1e-3  # the receptive field is 5 voxels wide
+    whole = head.invert(unet, weights=path, patch=WHOLE, halo=8)
+    assert "seam_error" not in whole.chosen
+    torch.testing.assert_close(cut.chi, whole.chi, rtol=0, atol=1e-3 * whole.chi.abs().max())
+    with pytest.raises(ValueError, match="give a multiple of 2"):
+        head.invert(unet, weights=path, patch=3)
+
+
+def test_kernels_are_predicted_for_the_scans_voxel_size() -> None:
+    torch.manual_seed(0)
+    network = MetaQSM(width=2, hidden=2).eval()
+    domain = Domain(zooms=((0.5, 1.0), (0.5, 1.0), (1.0, 4.0)))
+    card = replace(CARD, domain=domain, patch=WHOLE, halo=8, contract=Contract())
+    head = phantom((32, 32, 16), (0.8, 0.9, 2.0))
+    chi, _ = reconstruct(Model("m", network, card), head.mask, head.zooms, field=head.field)
+    known = torch.where(head.mask, head.field, 0)
+    x, y, z = (slice(int(w[0]), int(w[-1]) + 1) for w in (
+        head.mask.any(dim=d).nonzero() for d in ((1, 2), (0, 2), (0, 1))))  # fmt: skip
+    part = torch.zeros(1, 1, 64, 64, 64)
+    shape = known[x, y, z].shape
+    part[0, 0, 8 : 8 + shape[0], 8 : 8 + shape[1], 8 : 8 + shape[2]] = known[x, y, z]
+    edges = [math.ceil((n + 16) / 16) * 16 for n in shape]
+    with torch.no_grad():
+        expected = network(part[..., : edges[0], : edges[1], : edges[2]], (0.8, 0.9, 2.0))
+    inside = expected[0, 0, 8 : 8 + shape[0], 8 : 8 + shape[1], 8 : 8 + shape[2]]
+    torch.testing.assert_close(chi[x, y, z], inside * head.mask[x, y, z], rtol=1e-4, atol=1e-5)
+
+
+def test_filtered_phase_is_that_of_the_echo_nearest_to_the_trainings(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    head = phantom((36, 36, 36))
+    trained = radians_per_ppm(3.0, 0.020)
+    domain = replace(ONE_MM, radians_per_ppm=trained)
+    copy = model(lambda phase: phase, domain, channels=("filtered phase",))
+    monkeypatch.setattr(inversion, "load", lambda *_, **__: copy)
+    times = (0.004, 0.009, 0.016)
+    phase = torch.stack([radians_per_ppm(7.0, time) * head.field for time in times])
+    found = cpsi_net(phase, head.mask, head.zooms, echo_times=times, field_strength=7.0)
+    assert found.chosen["echo"] == 2
+    scale = radians_per_ppm(7.0, 0.009)
+    high = high_pass(phase[1], head.mask, head.zooms, magnitude=torch.ones_like(phase[1]))
+    torch.testing.assert_close(found.chi, trained / scale * high, rtol=1e-5, atol=1e-6)
+    raw = cpsi_net(
+        phase, head.mask, head.zooms, echo_times=times, field_strength=7.0, filtered=True
+    )
+    torch.testing.assert_close(raw.chi, trained * head.field * head.mask, rtol=1e-4, atol=1e-5)
+
+
+def test_a_field_on_another_grid_or_not_finite_is_refused(tmp_path: Path) -> None:
+    path, head = str(weights(tmp_path)), phantom((20, 20, 20))
+    with pytest.raises(ValueError, match="different grids"):
+        unet(head.field[1:], head.mask, head.zooms, weights=path)
+    field = head.field.clone()
+    field[10, 10, 10] = math.nan
+    with pytest.raises(ValueError, match="not finite in 1 of"):
+        unet(field, head.mask, head.zooms, weights=path)
+    with pytest.raises(ValueError, match="length 2, not 1"):
+        unet(head.field, head.mask, head.zooms, weights=path, b0_direction=(0, 0, 2))
+
+
+# Settings and graphs
+
+
+def test_wrong_weights_are_refused_before_the_run(tmp_path: Path) -> None:
+    path = str(weights(tmp_path))
+    fits: Mapping[str, Any] = {
+        "inversion": "tkd,unet",
+        "parameters": {"inversion": {"weights": path}},
+    }
+    combine(fits).check()
+    with pytest.raises(ValueError, match="weights of unet, not of qsmgan"):
+        combine({**fits, "inversion": "qsmgan"}).check()
+    with pytest.raises(ValueError, match="could be meant for several methods"):
+        combine({**fits, "inversion": "qsmgan,unet"}).check()
+
+
+def test_other_weights_of_the_same_name_are_another_input(tmp_path: Path) -> None:
+    path = str(weights(tmp_path))
+    first = init_inversion_wf(method="unet", parameters={"weights": path}).get_node("unet")
+    weights(tmp_path, replace(CARD, network=replace(TINY, options={"width": 4, "depth": 1})))
+    second = init_inversion_wf(method="unet", parameters={"weights": path}).get_node("unet")
+    assert isdefined(first.inputs.sha256)
+    assert first.inputs.sha256 != second.inputs.sha256
+    assert first.interface.inputs.get_hashval() != second.interface.inputs.get_hashval()
