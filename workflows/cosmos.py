@@ -7,6 +7,7 @@ from nipype.interfaces.utility import IdentityInterface, Merge
 from nipype.pipeline.engine import Node, Workflow
 
 from qsmpipe.interfaces.cosmos import Cosmos, RegisterRigid, ResampleTo
+from qsmpipe.workflows.stage import take_gpus
 
 INPUTS = ("magnitude", "brain_mask", "local_field", "mask", "noise", "b0_direction")
 
@@ -123,6 +124,7 @@ def init_cosmos_wf(
         (merged["transforms"], outputnode, [("out", "transforms")]),
         (invert, outputnode, [(x, x) for x in ("chi", "mask", "step")]),
     ])  # fmt: skip
+    take_gpus(workflow)
     return workflow
 
 

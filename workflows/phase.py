@@ -8,6 +8,7 @@ from nipype.pipeline.engine import Node, Workflow
 
 from qsmpipe.interfaces.phase import Prepare
 from qsmpipe.workflows.offset import init_offset_wf
+from qsmpipe.workflows.stage import take_gpus
 
 INPUTS = (
     "magnitude", "phase", "real", "imag", "phase_slope", "phase_intercept", "phase_sign",
@@ -93,6 +94,7 @@ def init_phase_wf(
     ])  # fmt: skip
     if not remove:
         workflow.connect(prepare, "phase", outputnode, "phase")
+        take_gpus(workflow)
         return workflow
     offset_wf = init_offset_wf(
         method=offset, parameters=parameters, omp_nthreads=omp_nthreads, use_gpu=use_gpu
@@ -103,4 +105,5 @@ def init_phase_wf(
         (offset_wf, steps, [("outputnode.step", "in2")]),
         (offset_wf, outputnode, [("outputnode.phase", "phase"), ("outputnode.offset", "offset")]),
     ])  # fmt: skip
+    take_gpus(workflow)
     return workflow

@@ -9,6 +9,7 @@ from nipype.pipeline.engine import Node, Workflow
 from qsmpipe.interfaces.uncertainty import Uncertainty
 from qsmpipe.methods import SUPPLIED, function_of, method
 from qsmpipe.numerics.uncertainty import DEFAULT_REALISATIONS
+from qsmpipe.workflows.stage import take_gpus
 
 INPUTS = (
     "field", "noise", "mask", "background", "inversion", "region", "b0_direction", "magnitude",
@@ -111,4 +112,5 @@ def init_uncertainty_wf(
         (inputnode, node, [(field, field) for field in INPUTS if field not in unused]),
         (node, outputnode, [("deviation", "deviation"), ("step", "step")]),
     ])  # fmt: skip
+    take_gpus(workflow)
     return workflow

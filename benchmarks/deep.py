@@ -1,0 +1,392 @@
+"""Networks against classical inversions: the tables of the five papers, on simulated heads.
+
+    python benchmarks/deep.py heads --data /tmp/heads       QSMGAN Table 2, Meta-QSM Table 1
+    python benchmarks/deep.py patches --data /tmp/heads     QSMGAN Table 1
+    python benchmarks/deep.py scales                        SI-QSM Table 3.1
+    python benchmarks/deep.py filtered --data /tmp/heads    C-Psi-Net Table 1
+    python benchmarks/deep.py shapes --out /tmp/shapes      Jochmann et al. Figure 5: trains four
+
+The label maps of these heads are none that the weights were trained on. The local field is the
+true one with white noise; maps and truth are relative to their means over the brain. Every method
+runs in a process of its own, whose largest memory is told, less what it takes before.
+"""
+
+import argparse
+import math
+import multiprocessing
+import resource
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from heads import write_head
+from torch import Tensor
+
+from qsmpipe.methods import METHODS, function_of
+from qsmpipe.numerics.fourier import Zooms
+from qsmpipe.numerics.metrics import hfen, nrmse, xsim
+from qsmpipe.numerics.operators import Dipole
+from qsmpipe.numerics.swi import high_pass
+from qsmpipe.numerics.units import radians_per_ppm
+
+NOISE = 0.002
+"""Standard deviation of the local field (ppm)."""
+
+CLASSICAL = ("tkd", "ilsqr", "medi", "tv")
+FROM_FIELD = tuple(
+    name
+    for name, row in METHODS["inversion"].items()
+    if row.trained and row.starts_from == "local field"
+)
+CASES: dict[str, tuple[int, Any, float]] = {
+    "1 x 1 x 1 mm": (13, 1, 0.0),
+    "1 x 1 x 2 mm": (16, (1, 1, 2), 0.0),
+    "2 x 2 x 2 mm, B0 tilted by 30 degrees": (14, 2, 30.0),
+}
+"""Name to head, voxel edges (mm) and tilt (degrees)."""
+
+SWI = (3.0, 0.020)
+"""Field strength (T) and echo time (s) of the filtered phase."""
+
+
+# Scores
+
+
+def psnr(found: Tensor, true: Tensor, mask: Tensor) -> float:
+    """Range of the truth squared over the mean squared error, in dB, as QSMGAN's text has it."""
+    inside = true[mask]
+    span = float(inside.max() - inside.min())
+    return 10 * math.log10(span**2 / float((found - true)[mask].square().mean()))
+
+
+def slope(found: Tensor, true: Tensor, mask: Tensor) -> float:
+    """Of the line through 0 of found on true; below 1 the map is too faint."""
+    return float((found * true)[mask].sum() / true[mask].square().sum())
+
+
+SCORES: dict[str, Callable[[Tensor, Tensor, Tensor], float]] = {
+    "L1 (ppb)": lambda a, b, m: 1000 * float((a - b)[m].abs().mean()),
+    "PSNR (dB)": psnr,
+    "NRMSE (%)": nrmse,
+    "HFEN (%)": hfen,
+    "XSIM": xsim,
+    "slope": slope,
+}
+
+
+def scores(chi: Tensor, truth: Tensor, mask: Tensor) -> dict[str, float]:
+    """All of them, both maps without their mean."""
+    found, true = ((one - one[mask].mean()) * mask for one in (chi, truth))
+    return {name: float(score(found, true, mask)) for name, score in SCORES.items()}
+
+
+# Runs
+
+
+def run(name: str, images: Sequence[Tensor], zooms: Zooms, choices: Mapping[str, Any]) -> Any:
+    """Map in another process: the map, seconds without imports, GiB beyond the start."""
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe(duplex=False)
+    numbers = [image.numpy() for image in images]
+    process = context.Process(target=_work, args=(there, name, numbers, zooms, dict(choices)))
+    process.start()
+    chi, seconds, memory = here.recv()
+    process.join()
+    return torch.from_numpy(chi), seconds, memory
+
+
+def _work(
+    answer: Any, name: str, images: Sequence[np.ndarray], zooms: Zooms, choices: dict[str, Any]
+) -> None:
+    tensors = [torch.from_numpy(image) for image in images]
+    function = function_of("inversion", name)
+    small = torch.zeros(16, 16, 16)
+    small[8, 8, 8] = 1.0
+    if name in CLASSICAL:  # compiled once, not for each head
+        function(small, torch.ones(16, 16, 16, dtype=torch.bool), zooms)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    begin = time.monotonic()
+    chi = function(*tensors, zooms, **choices).chi
+    seconds = time.monotonic() - begin
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    answer.send((chi.numpy(), seconds, (after - before) / 2**20))
+
+
+class Table:
+    """Rows of scores, means over what was added under one name."""
+
+    def __init__(self, first: str) -> None:
+        self.first = first
+        self.rows: dict[str, list[dict[str, float]]] = {}
+
+    def add(self, name: str, row: Mapping[str, float]) -> None:
+        """Put a row in."""
+        self.rows.setdefault(name, []).append(dict(row))
+
+    def print(self) -> None:
+        """In Markdown."""
+        columns = next(iter(self.rows.values()))[0]
+        print(f"\n| {self.first} | {' | '.join(columns)} |")
+        print("|---|" + "---|" * len(columns))
+        for name, found in self.rows.items():
+            cells = [spoken([row.get(column, math.nan) for row in found]) for column in columns]
+            print(f"| {name} | {' | '.join(cells)} |", flush=True)
+
+
+def spoken(values: Sequence[float]) -> str:
+    """Mean, with the standard deviation if there are several."""
+    text = f"{statistics.fmean(values):.3g}"
+    return f"{text} ({statistics.stdev(values):.2g})" if len(values) > 1 else text
+
+
+def noisy(image: Tensor, deviation: float) -> Tensor:
+    """With white noise, the same each time."""
+    generator = torch.Generator().manual_seed(0)
+    return image + deviation * torch.randn(image.shape, generator=generator)
+
+
+def truth_of(data: Path, head: int, voxel: Any, tilt: float) -> tuple[dict[str, Tensor], Zooms]:
+    """Truth of a head, made if it is not there, and its voxel size (mm)."""
+    folder = write_head(head, data, field_strength=SWI[0], tilt=tilt, voxel=voxel)
+    found = np.load(folder / "truth.npz")
+    x, y, z = (voxel,) * 3 if isinstance(voxel, int) else voxel
+    return {key: torch.from_numpy(found[key]) for key in found.files}, (
+        float(x), float(y), float(z),
+    )  # fmt: skip
+
+
+def variants(networks: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Networks on the grid of their card, and on the scan's own."""
+    for name in networks:
+        yield name, {}
+        yield name, {"grid": "native"}
+
+
+def heads(given: argparse.Namespace) -> None:
+    """Every network and some classical inversions, in and outside the domains."""
+    for case in given.cases or CASES:
+        head, voxel, tilt = CASES[case]
+        truth, zooms = truth_of(given.data, head, voxel, tilt)
+        mask, chi = truth["mask"], truth["chi"].float()
+        field = noisy(truth["local"].float(), NOISE)
+        b0 = tuple(truth["b0_direction"].tolist())
+        print(f"\nHead {head}, {case}")
+        table = Table("inversion")
+        for name, choices in [*((name, {}) for name in CLASSICAL), *variants(FROM_FIELD)]:
+            found, seconds, memory = run(
+                name, (field, mask), zooms, {"b0_direction": b0, **choices}
+            )
+            label = f"`{name}`" + (", as it is" if choices else "")
+            row = {**scores(found, chi, mask), "s": seconds, "GiB": memory}
+            table.add(label, row)
+            print(label, {key: round(value, 3) for key, value in row.items()}, flush=True)
+        table.print()
+
+
+def patches(given: argparse.Namespace) -> None:
+    """One generator, patches of several sizes."""
+    truth, zooms = truth_of(given.data, 13, 1, 0.0)
+    x, y, z = (slice((n - 96) // 2, (n + 96) // 2) for n in truth["chi"].shape)
+    box = (x, y, z)
+    mask, chi = truth["mask"][box], truth["chi"].float()[box]
+    field = noisy(truth["local"].float(), NOISE)[box] * mask
+    table = Table("input -> output")
+    for patch in (16, 32, 48, 64):
+        for halo in (8, 16, 24):
+            choices = {"patch": patch, "halo": halo, "grid": "native"}
+            found, seconds, _ = run("qsmgan", (field, mask), zooms, choices)
+            edges = discontinuity(found, chi, mask, patch)
+            row = {**scores(found, chi, mask), "edge (%)": edges, "s": seconds}
+            table.add(f"{patch + 2 * halo} -> {patch}", row)
+    table.print()
+
+
+def discontinuity(chi: Tensor, truth: Tensor, mask: Tensor, patch: int) -> float:
+    """How much more the error jumps between patches than within them (%)."""
+    within, between = [], []
+    inside = mask.nonzero()
+    first = inside.amin(0).tolist()  # patches begin at the mask's box
+    error = chi - truth
+    for axis in range(3):
+        n = mask.shape[axis] - 1
+        both = mask.narrow(axis, 0, n) & mask.narrow(axis, 1, n)
+        jumps = error.diff(dim=axis).abs()
+        for i in range(n):
+            values = jumps.select(axis, i)[both.select(axis, i)]
+            (between if (i + 1 - first[axis]) % patch == 0 else within).append(values)
+    if not between:
+        return 0.0
+    return 100 * float(torch.cat(between).mean() / torch.cat(within).mean() - 1)
+
+
+def scales(given: argparse.Namespace) -> None:
+    """One object, sampled more and more finely."""
+    table = Table("inversion")
+    for name in (*FROM_FIELD, "tv"):
+        row = {}
+        for edge in given.edges:
+            field, mask, chi = phantom(edge)
+            choices = {"grid": "native"} if name in FROM_FIELD else {}
+            found, _, _ = run(name, (field, mask), (1.0, 1.0, 1.0), choices)
+            row[f"{edge}^3"] = scores(found, chi, mask)["NRMSE (%)"]
+        table.add(f"`{name}`", row)
+        print(name, row, flush=True)
+    table.print()
+
+
+def phantom(edge: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Balls and rods in a ball, as large as the grid is: field with noise (ppm), mask, truth."""
+    axis = (torch.arange(edge) - (edge - 1) / 2) / edge
+    x, y, z = torch.meshgrid(axis, axis, axis, indexing="ij")
+    inside = x**2 + y**2 + z**2 < 0.45**2
+    chi = torch.zeros_like(x)
+    soft = 0.7 / edge
+    balls = (
+        (0.10, 0.12, -0.15, 0.05, 0.0),
+        (-0.05, 0.10, 0.18, -0.10, 0.05),
+        (0.15, 0.06, 0.05, 0.20, -0.10),
+        (0.06, 0.08, 0.00, -0.25, -0.10),
+        (-0.08, 0.05, -0.05, 0.00, 0.27),
+    )
+    for value, radius, a, b, c in balls:
+        r = ((x - a) ** 2 + (y - b) ** 2 + (z - c) ** 2).sqrt()
+        chi += value * torch.sigmoid((radius - r) / (soft / 2))
+    for value, radius, a, b in ((0.2, 0.02, 0.1, 0.1), (0.12, 0.03, -0.2, -0.2)):
+        r = ((y - a) ** 2 + (z - b) ** 2).sqrt()
+        chi += value * torch.sigmoid((radius - r) / (soft / 2))
+    chi *= inside
+    field = Dipole.on_grid(chi, (1.0, 1.0, 1.0))(chi)
+    return noisy(field, NOISE) * inside, inside, chi
+
+
+def filtered(given: argparse.Namespace) -> None:
+    """From the high-pass filtered phase of one echo."""
+    truth, zooms = truth_of(given.data, 13, 1, 0.0)
+    mask, chi = truth["mask"], truth["chi"].float()
+    scale = radians_per_ppm(*SWI)
+    total = noisy(truth["total"].float(), NOISE)
+    local = noisy(truth["local"].float(), NOISE)
+    b0 = tuple(truth["b0_direction"].tolist())
+    phase = (scale * total).remainder(2 * math.pi) * mask
+    high = high_pass(phase, mask, zooms, magnitude=torch.ones_like(phase), b0_direction=b0)
+    echo = {"echo_times": SWI[1:], "field_strength": SWI[0], "b0_direction": b0}
+    table = Table("method")
+    for label, name, image, choices in (
+        ("`cpsi-net` of the filtered phase", "cpsi-net", phase[None], echo),
+        ("`cpsi-net` of that, as it is", "cpsi-net", phase[None], {**echo, "grid": "native"}),
+        ("`two-level` of the filtered phase", "two-level", high / scale, {"b0_direction": b0}),
+        ("`tv` of the filtered phase", "tv", high / scale, {"b0_direction": b0}),
+        ("`tv` of the true local field", "tv", local, {"b0_direction": b0}),
+    ):
+        found, seconds, _ = run(name, (image, mask), zooms, choices)
+        table.add(label, {**scores(found, chi, mask), "s": seconds})
+    table.print()
+
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "B: as proposed": {},
+    "C: without noise": {"measurement": {"snr": (1e6, 1e6)}},
+    "D: small shapes alone": {"options": {"small_only": True, "size": None}},
+    "E: no rim without sources": {"options": {"rim": None}},
+}
+"""What is other than in the proposed training."""
+
+
+def shapes(given: argparse.Namespace) -> None:
+    """Small U-Nets, each trained on other shapes, on the same unseen ones."""
+    from qsmpipe.nets.tables import from_table
+    from qsmpipe.nets.training.recipe import Recipe
+    from qsmpipe.nets.training.trainer import BEST, Trainer
+
+    def recipe(changes: Mapping[str, Any]) -> Recipe:
+        options = {"shape": (32, 32, 32), "rim": (2, 4), "count": (20, 40), "size": (1.0, 8.0)}
+        options |= changes.get("options", {})
+        return from_table(Recipe, {
+            "network": {"architecture": "unet", "options": {"width": 8, "depth": 2}},
+            "contract": {"scale": 10.0, "output_scale": 10.0},
+            "data": {
+                "source": "shapes",
+                "options": {key: value for key, value in options.items()
+                            if value is not None or key == "rim"},
+                "augmentation": {},
+                "measurement": {"snr": (20.0, 200.0)} | changes.get("measurement", {}),
+            },
+            "training": {
+                "loss": "scale-invariant", "learning_rate": 3e-3, "batch": 4,
+                "steps": given.steps, "decay": 0.5, "decay_steps": given.steps // 5,
+                "validate_every": given.steps, "validation_samples": 16,
+            },
+        }, "the recipe")  # fmt: skip
+
+    samples = recipe({}).data.samples(seed=99, device="cpu")
+    table = Table("training")
+    for name, changes in SHAPES.items():
+        chosen = recipe(changes)
+        folder = given.out / name[0]
+        trainer = Trainer(chosen, chosen.data.samples(seed=0, device="cpu"), samples, folder)
+        if (folder / BEST).exists():
+            trainer.resume(folder / BEST)
+        trainer.run()
+        trainer.network.eval()
+        whole, faint = trainer.validate()
+        row = {"NRMSE (%)": whole, "slope": faint, **errors(trainer, samples)}
+        table.add(name, row)
+        print(name, row, flush=True)
+    table.print()
+
+
+@torch.no_grad()
+def errors(trainer: Any, samples: Any) -> dict[str, float]:
+    """Where the error lies: at the border, off it, and in means over 8^3 voxels (%)."""
+    error: dict[str, list[Tensor]] = {"border": [], "middle": [], "large scale": []}
+    truth: dict[str, list[Tensor]] = {"border": [], "middle": [], "large scale": []}
+    for n in range(16):
+        batch = samples.batch([n])
+        contract = trainer.recipe.contract
+        seen = contract.images(field=batch.field, mask=batch.mask)
+        found = contract.susceptibility(trainer.network(seen))
+        wrong = found - batch.chi
+        border = torch.ones_like(batch.mask)
+        border[..., 6:-6, 6:-6, 6:-6] = False
+        pooled = [torch.nn.functional.avg_pool3d(one, 8) for one in (wrong, batch.chi)]
+        for name, (a, b) in {
+            "border": (wrong[border], batch.chi[border]),
+            "middle": (wrong[~border], batch.chi[~border]),
+            "large scale": pooled,
+        }.items():
+            error[name].append(a.flatten())
+            truth[name].append(b.flatten())
+    return {
+        f"{name} (%)": 100 * float(torch.cat(error[name]).norm() / torch.cat(truth[name]).norm())
+        for name in error
+    }
+
+
+def main() -> None:
+    """Read the section, and run it."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    sections = parser.add_subparsers(required=True)
+    for section in (heads, patches, scales, filtered, shapes):
+        sub = sections.add_parser(section.__name__, help=section.__doc__)
+        sub.set_defaults(section=section)
+        if section in (heads, patches, filtered):
+            sub.add_argument("--data", type=Path, required=True, help="where heads are kept")
+        if section is heads:
+            sub.add_argument("--cases", nargs="+", choices=CASES)
+        if section is scales:
+            sub.add_argument("--edges", type=int, nargs="+", default=(64, 96, 128, 256))
+        if section is shapes:
+            sub.add_argument("--out", type=Path, required=True, help="where trainings are kept")
+            sub.add_argument("--steps", type=int, default=800)
+    given = parser.parse_args()
+    given.section(given)
+
+
+if __name__ == "__main__":
+    main()
