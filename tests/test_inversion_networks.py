@@ -7,21 +7,25 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import nibabel as nb
+import numpy as np
 import pytest
 import torch
 from nipype.interfaces.base import isdefined
 from phantoms import TILT, error, phantom
 from torch import Tensor, nn
 
-from qsmpipe.methods import METHODS
+from qsmpipe import images
+from qsmpipe.methods import METHODS, function_of
 from qsmpipe.nets import inversion
 from qsmpipe.nets.architectures import Blueprint, build
-from qsmpipe.nets.cards import Card, Domain, Model, load, save
+from qsmpipe.nets.cards import Card, Domain, Model, load, read_card, save
 from qsmpipe.nets.common import Network
 from qsmpipe.nets.contract import Contract
 from qsmpipe.nets.inversion import cpsi_net, unet
 from qsmpipe.nets.meta_qsm import MetaQSM
 from qsmpipe.nets.reconstruction import Frame, Placed, reconstruct
+from qsmpipe.nets.weights import weights_names
 from qsmpipe.numerics.fourier import Zooms
 from qsmpipe.numerics.inversion import tv
 from qsmpipe.numerics.swi import high_pass
@@ -308,3 +312,76 @@ def test_other_weights_of_the_same_name_are_another_input(tmp_path: Path) -> Non
     assert isdefined(first.inputs.sha256)
     assert first.inputs.sha256 != second.inputs.sha256
     assert first.interface.inputs.get_hashval() != second.interface.inputs.get_hashval()
+
+
+# Weights that come with qsmpipe
+
+
+def test_every_network_has_weights() -> None:
+    assert set(NETWORKS) <= set(weights_names())
+
+
+@pytest.mark.parametrize("name", weights_names())
+def test_a_card_tells_what_its_weights_are(name: str) -> None:
+    path, card = read_card(name)
+    assert path.stat().st_size <= 16 * 2**20
+    assert card.licence == "Apache-2.0"
+    assert {"paper", "data", "limits"} <= set(card.about)
+    assert {"steps", "seed", "hours", "hardware", "commit", "validation"} <= set(card.training)
+    assert load(name, architecture=card.network.architecture).card == card
+
+
+@pytest.mark.parametrize("tilt", [0.0, TILT], ids=["axial", "tilted"])
+@pytest.mark.parametrize("name", [n for n, r in NETWORKS.items() if r.starts_from != "phase"])
+def test_the_field_of_a_phantom_gives_it_back(name: str, tilt: float) -> None:
+    """Coarse bounds: these networks have seen brains or shapes, but no such head of 15 mm."""
+    zooms: Zooms = (1.0, 1.0, 1.0)
+    head = phantom((40, 38, 41), zooms, tilt=tilt, noise=0.001)
+    found = head.invert(function_of("inversion", name))
+    assert error(found.chi, head.chi, head.mask) < WORST[name]
+    assert not found.chi[~head.mask].any()
+    assert found.chosen["weights"] == name
+    again = head.invert(function_of("inversion", name))
+    assert torch.equal(found.chi, again.chi)
+
+
+WORST = {"unet": 0.7, "qsmgan": 0.7, "si-qsm": 0.7, "meta-qsm": 0.7}
+
+
+def test_the_phase_of_a_phantom_gives_it_back() -> None:
+    head = phantom((40, 38, 41), noise=0.001)
+    scale = radians_per_ppm(3.0, 0.020)
+    phase = scale * head.field[None]
+    found = cpsi_net(phase, head.mask, head.zooms, echo_times=[0.020], field_strength=3.0)
+    assert error(found.chi, head.chi, head.mask) < 0.9
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_workflow_maps_a_tilted_scan(name: str, tmp_path: Path) -> None:
+    head = phantom((36, 38, 25), (1.0, 1.0, 1.5), tilt=TILT, noise=0.001)
+    x, _, z = head.b0_direction
+    affine = np.eye(4)
+    affine[:3, :3] = np.array([[z, 0, -x], [0, 1, 0], [x, 0, z]]) * head.zooms
+    scale = radians_per_ppm(3.0, 0.020)
+    phase = torch.stack([0.5 * scale * head.field, scale * head.field], dim=-1)
+    workflow = init_inversion_wf(method=name)
+    inputs = workflow.inputs.inputnode
+    for key, data in {"field": head.field, "mask": head.mask, "phase": phase}.items():
+        if hasattr(inputs, key):
+            path = tmp_path / f"{key}.nii.gz"
+            nb.Nifti1Image(data.numpy().astype(np.float32), affine).to_filename(path)
+            setattr(inputs, key, str(path))
+    if NETWORKS[name].starts_from == "phase":
+        inputs.echo_times, inputs.field_strength = [0.010, 0.020], 3.0
+    workflow.base_dir = str(tmp_path)
+    graph = workflow.run()
+    outputs = next(node.result.outputs for node in graph.nodes() if node.name == name)
+    chi = images.load(outputs.chi)
+    assert chi.shape == head.mask.shape
+    assert chi[head.mask].abs().max() > 0.01
+    assert not chi[~head.mask].any()
+    parameters = outputs.step["parameters"]
+    assert parameters["weights"] == name
+    assert len(parameters["sha256"]) == 64
+    assert "resampled_to" in parameters
+    assert "resampled to" in outputs.step["warnings"][0]

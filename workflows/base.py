@@ -12,6 +12,7 @@ from qsmpipe import __version__
 from qsmpipe.checks import Examination, heads
 from qsmpipe.interfaces.derivatives import WriteDerivatives
 from qsmpipe.interfaces.reports import Reportlets
+from qsmpipe.methods import method
 from qsmpipe.settings import STAGES, Settings, versions
 from qsmpipe.workflows.qsm import OUTPUTS, init_qsm_wf
 from qsmpipe.workflows.reference import init_reference_wf
@@ -19,6 +20,8 @@ from qsmpipe.workflows.reference import init_reference_wf
 VOLUMES = {"unwrap": 8, "bestpath": 48, "inversion": 30, "uncertainty": 40, "background": 20}
 """Memory of a method's or stage's nodes in float32 volumes per volume of data (all others: 6)."""
 
+PATCHES = 1.0
+"""Memory of the feature maps of a network's patches (GB), whatever the image's size."""
 
 WRITTEN = tuple(k for k in OUTPUTS if k not in ("magnitude", "phase", "reference_value"))
 """Outputs of the chain that become derivatives."""
@@ -237,4 +240,7 @@ def _estimate_memory(workflow: Workflow, voxels: int, echoes: int) -> None:
     volume = 4 * voxels / 2**30
     for node in workflow._get_all_nodes():
         stage = getattr(node.interface, "stage", "")
-        node._mem_gb = 0.4 + volume * (VOLUMES.get(node.name, VOLUMES.get(stage, 6)) + 4 * echoes)
+        features = PATCHES if stage == "inversion" and method(stage, node.name).trained else 0.0
+        node._mem_gb = (
+            0.4 + features + volume * (VOLUMES.get(node.name, VOLUMES.get(stage, 6)) + 4 * echoes)
+        )

@@ -1,6 +1,7 @@
 """Cross-connected Psi-Net: a map from the high-pass filtered phase of clinical SWI."""
 
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from typing import TypeVar
 
@@ -21,12 +22,15 @@ SLOPE = 0.2
 """Of the leaky rectifiers, below 0; the text has no number: that of QSMGAN."""
 
 
-def _layer(inputs: int, outputs: int, dilation: int = 1) -> nn.Module:
-    return convolution(inputs, outputs, dilation=dilation, slope=SLOPE)
+def _layer(inputs: int, outputs: int, dilation: int = 1, *, batch_norm: bool) -> nn.Module:
+    return convolution(inputs, outputs, dilation=dilation, slope=SLOPE, batch_norm=batch_norm)
 
 
-def _convolutions(inputs: int, outputs: int) -> nn.Sequential:
-    return nn.Sequential(_layer(inputs, outputs), _layer(outputs, outputs))
+def _convolutions(inputs: int, outputs: int, *, batch_norm: bool) -> nn.Sequential:
+    return nn.Sequential(
+        _layer(inputs, outputs, batch_norm=batch_norm),
+        _layer(outputs, outputs, batch_norm=batch_norm),
+    )
 
 
 class DilatedInteractionBlock(nn.Sequential):
@@ -35,11 +39,11 @@ class DilatedInteractionBlock(nn.Sequential):
     Each convolution has ``kernels`` kernels, so that ``3 kernels`` feature maps leave the block.
     """
 
-    def __init__(self, inputs: int, kernels: int) -> None:
-        super().__init__(
-            Parallel(_layer(inputs, kernels, dilation) for dilation in DILATIONS),
-            Parallel(_layer(3 * kernels, kernels, dilation) for dilation in DILATIONS),
-        )
+    def __init__(self, inputs: int, kernels: int, *, batch_norm: bool = True) -> None:
+        super().__init__(*(
+            Parallel(_layer(features, kernels, step, batch_norm=batch_norm) for step in DILATIONS)
+            for features in (inputs, len(DILATIONS) * kernels)
+        ))  # fmt: skip
 
 
 class _Level(nn.Module):
@@ -91,6 +95,9 @@ class CPsiNet(Network):
     fusion : bool
         Whether connections between branches cross levels; if not, they are plain skip
         connections (the work's "w/o MFF").
+    batch_norm : bool
+        Whether there is batch normalisation. Small batches do not tell how strong their fields
+        are once they are normalised by themselves: leave it out for these.
 
     References
     ----------
@@ -98,17 +105,25 @@ class CPsiNet(Network):
        susceptibility weighted imaging with cross-connected Psi-Net. ISBI (2021)
     """
 
-    def __init__(self, *, width: int = 32, interaction: bool = True, fusion: bool = True) -> None:
+    def __init__(
+        self,
+        *,
+        width: int = 32,
+        interaction: bool = True,
+        fusion: bool = True,
+        batch_norm: bool = True,
+    ) -> None:
         super().__init__(channels=1, stride=2**LEVELS)
         self.fusion = fusion
         widths = [width * 2**level for level in range(LEVELS + 1)]
-        self.encoder = nn.ModuleList([_convolutions(self.channels, width)])
+        plain = partial(_convolutions, batch_norm=batch_norm)
+        self.encoder = nn.ModuleList([plain(self.channels, width)])
         for fine, coarse in pairwise(widths):
-            self.encoder.append(nn.Sequential(nn.MaxPool3d(2), _convolutions(fine, coarse)))
-        between = DilatedInteractionBlock if interaction else _convolutions
+            self.encoder.append(nn.Sequential(nn.MaxPool3d(2), plain(fine, coarse)))
+        between = partial(DilatedInteractionBlock, batch_norm=batch_norm) if interaction else plain
         times = len(DILATIONS) if interaction else 1
         self.intermediate = self._branch(widths, between, before=1, times=times)
-        self.decoder = self._branch(widths, _convolutions, before=times, times=1)
+        self.decoder = self._branch(widths, plain, before=times, times=1)
         self.output = nn.Conv3d(width, 1, 1)
         self.rectifier = nn.LeakyReLU(SLOPE)
         initialise(self, slope=SLOPE)

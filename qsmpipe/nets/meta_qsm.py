@@ -94,10 +94,12 @@ class WPConv(nn.Module):
 class _Block(nn.Module):
     """A convolution of either kind, batch normalisation, rectifier."""
 
-    def __init__(self, before: nn.Module, convolution: nn.Module, outputs: int) -> None:
+    def __init__(
+        self, before: nn.Module, convolution: nn.Module, outputs: int, *, batch_norm: bool
+    ) -> None:
         super().__init__()
         self.before, self.convolution = before, convolution
-        self.norm = nn.BatchNorm3d(outputs)
+        self.norm = nn.BatchNorm3d(outputs) if batch_norm else nn.Identity()
 
     def forward(self, features: Tensor, *zooms: Tensor) -> Tensor:
         return torch.relu(self.norm(self.convolution(self.before(features), *zooms)))
@@ -106,12 +108,15 @@ class _Block(nn.Module):
 class _Net(UShaped):
     """The network of both, given their kind of convolution (inputs, outputs, dilation=)."""
 
-    def __init__(self, convolution: Callable[..., nn.Module], *, width: int) -> None:
+    def __init__(
+        self, convolution: Callable[..., nn.Module], *, width: int, batch_norm: bool
+    ) -> None:
         super().__init__(channels=1, stride=16)
         widths = [width * 2**level for level in range(5)]
 
         def block(before: nn.Module, inputs: int, outputs: int, dilation: int) -> nn.Module:
-            return _Block(before, convolution(inputs, outputs, dilation=dilation), outputs)
+            layer = convolution(inputs, outputs, dilation=dilation)
+            return _Block(before, layer, outputs, batch_norm=batch_norm)
 
         self.contracting = nn.ModuleList([block(nn.Identity(), 1, width, DILATIONS[0])])
         for (fine, coarse), dilation in zip(pairwise(widths), DILATIONS[1:], strict=True):
@@ -139,6 +144,9 @@ class MesaQSM(_Net):
     ----------
     width : int
         Kernels in the first layer.
+    batch_norm : bool
+        Whether there is batch normalisation. Small batches do not tell how strong their fields
+        are once they are normalised by themselves: leave it out for these.
 
     References
     ----------
@@ -146,8 +154,8 @@ class MesaQSM(_Net):
        (2019), arXiv:1908.00206
     """
 
-    def __init__(self, *, width: int = 32) -> None:
-        super().__init__(_plain, width=width)
+    def __init__(self, *, width: int = 32, batch_norm: bool = True) -> None:
+        super().__init__(_plain, width=width, batch_norm=batch_norm)
 
     def forward(self, images: Tensor) -> Tensor:
         """Map of ``images``.
@@ -182,6 +190,9 @@ class MetaQSM(_Net):
         Kernels in the first layer.
     hidden : int
         Features of the voxel size, from which each layer's kernels are mixed.
+    batch_norm : bool
+        Whether there is batch normalisation. Small batches do not tell how strong their fields
+        are once they are normalised by themselves: leave it out for these.
 
     References
     ----------
@@ -189,9 +200,9 @@ class MetaQSM(_Net):
        (2019), arXiv:1908.00206
     """
 
-    def __init__(self, *, width: int = 32, hidden: int = 16) -> None:
-        super().__init__(partial(WPConv, hidden=hidden), width=width)
-        self.width = width
+    def __init__(self, *, width: int = 32, hidden: int = 16, batch_norm: bool = True) -> None:
+        super().__init__(partial(WPConv, hidden=hidden), width=width, batch_norm=batch_norm)
+        self.width, self.batch_norm = width, batch_norm
 
     def forward(self, images: Tensor, zooms: Tensor | Zooms) -> Tensor:
         """Map of ``images``.
@@ -227,7 +238,7 @@ class MetaQSM(_Net):
     def at(self, zooms: Zooms) -> MesaQSM:
         """Mesa-QSM with the kernels predicted for ``zooms`` (mm), in the same mode."""
         like = next(self.parameters())
-        mesa = MesaQSM(width=self.width).to(like).train(self.training)
+        mesa = MesaQSM(width=self.width, batch_norm=self.batch_norm).to(like).train(self.training)
         sizes = like.new_tensor([zooms])
         state = mesa.state_dict()
         for name, layer in self.named_modules():

@@ -28,6 +28,9 @@ class Generator(UNet):
         Poolings.
     crop : int
         Voxels cut from each side of the output.
+    batch_norm : bool
+        Whether there is batch normalisation. Small batches do not tell how strong their fields
+        are once they are normalised by themselves: leave it out for these.
 
     References
     ----------
@@ -35,8 +38,12 @@ class Generator(UNet):
     .. [2] https://github.com/mui-neuro/HFP-QSMGAN
     """
 
-    def __init__(self, *, width: int = 32, depth: int = 4, crop: int = 8) -> None:
-        super().__init__(width=width, depth=depth, pooling="average", slope=SLOPE)
+    def __init__(
+        self, *, width: int = 32, depth: int = 4, crop: int = 8, batch_norm: bool = True
+    ) -> None:
+        super().__init__(
+            width=width, depth=depth, pooling="average", slope=SLOPE, batch_norm=batch_norm
+        )
         self.crop = crop
 
     def forward(self, images: Tensor) -> Tensor:

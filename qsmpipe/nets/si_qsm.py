@@ -14,6 +14,10 @@ def _rectifier() -> nn.Module:
     return nn.LeakyReLU(SLOPE, inplace=True)
 
 
+def _norm(features: int, batch_norm: bool) -> nn.Module:
+    return nn.BatchNorm3d(features) if batch_norm else nn.Identity()
+
+
 class Inception(nn.Sequential):
     """Kernels of two sizes side by side, then batch normalisation; strided, to halve resolution.
 
@@ -23,7 +27,9 @@ class Inception(nn.Sequential):
     author's code; the thesis gives none.
     """
 
-    def __init__(self, inputs: int, outputs: int, *, stride: int = 1) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, *, stride: int = 1, batch_norm: bool = True
+    ) -> None:
         half = outputs // 2
         small = nn.Sequential(
             nn.Conv3d(inputs, outputs, 3, stride=stride, padding=1),
@@ -39,7 +45,7 @@ class Inception(nn.Sequential):
             nn.Conv3d(half, half, 1),
             _rectifier(),
         )
-        super().__init__(Parallel([small, large]), nn.BatchNorm3d(outputs))
+        super().__init__(Parallel([small, large]), _norm(outputs, batch_norm))
 
 
 class Residual(nn.Module):
@@ -48,13 +54,13 @@ class Residual(nn.Module):
     They are added, as "residual" says, where the author's code concatenates.
     """
 
-    def __init__(self, inputs: int, outputs: int) -> None:
+    def __init__(self, inputs: int, outputs: int, *, batch_norm: bool = True) -> None:
         super().__init__()
         self.body = nn.Sequential(
             nn.Conv3d(inputs, outputs // 2, 1),
             _rectifier(),
-            nn.Conv3d(outputs // 2, outputs, 3, padding=1, bias=False),
-            nn.BatchNorm3d(outputs),
+            nn.Conv3d(outputs // 2, outputs, 3, padding=1, bias=not batch_norm),
+            _norm(outputs, batch_norm),
         )
         self.shortcut = nn.Identity() if inputs == outputs else nn.Conv3d(inputs, outputs, 1)
         self.rectifier = _rectifier()
@@ -75,6 +81,9 @@ class SIQSM(UShaped):
     ----------
     width : int
         Kernels in the first layer, an even number.
+    batch_norm : bool
+        Whether there is batch normalisation. Small batches do not tell how strong their fields
+        are once they are normalised by themselves: leave it out for these.
 
     References
     ----------
@@ -83,23 +92,31 @@ class SIQSM(UShaped):
     .. [2] https://github.com/jnlarrain/ReconstrucNetwork
     """
 
-    def __init__(self, *, width: int = 32) -> None:
+    def __init__(self, *, width: int = 32, batch_norm: bool = True) -> None:
         super().__init__(channels=2, stride=16)
         if width % 2:
             msg = f"width {width} is odd, but SIQSM halves it: take {width + 1}"
             raise ValueError(msg)
         widths = [width * 2**level for level in range(5)]
         self.contracting = nn.ModuleList(
-            [nn.Sequential(Inception(self.channels, width), Residual(width, width))]
+            [
+                nn.Sequential(
+                    Inception(self.channels, width, batch_norm=batch_norm),
+                    Residual(width, width, batch_norm=batch_norm),
+                )
+            ]
         )
         for fine, coarse in pairwise(widths):
             self.contracting.append(
-                nn.Sequential(Inception(fine, coarse, stride=2), Residual(coarse, coarse))
+                nn.Sequential(
+                    Inception(fine, coarse, stride=2, batch_norm=batch_norm),
+                    Residual(coarse, coarse, batch_norm=batch_norm),
+                )
             )
         self.expanding = nn.ModuleList()
         for coarse, fine in pairwise(reversed(widths)):
             up = nn.ConvTranspose3d(coarse, fine, 3, stride=2, padding=1, output_padding=1)
-            self.expanding.append(Expansion(up, Residual(2 * fine, fine)))
+            self.expanding.append(Expansion(up, Residual(2 * fine, fine, batch_norm=batch_norm)))
         self.output = nn.Conv3d(width, 1, 1)
         initialise(self, slope=SLOPE)
 

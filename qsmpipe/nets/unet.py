@@ -31,7 +31,8 @@ class UNet(UShaped):
     slope : float
         Slope of the rectifiers below 0.
     batch_norm : bool
-        Whether batch normalisation follows each convolution.
+        Whether batch normalisation follows each convolution. Small batches do not tell how strong
+        their fields are once they are normalised by themselves: leave it out for these.
 
     References
     ----------

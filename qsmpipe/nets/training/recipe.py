@@ -80,6 +80,11 @@ class Schedule:
     decay: float = 1.0
     """Factor of the learning rate every ``decay_steps`` steps, smoothly in between."""
     decay_steps: int = 1000
+    frozen_after: int | None = None
+    """Steps after which batch normalisation keeps its running statistics. Normalised by itself, a
+    small batch does not tell how strong its fields are, which a map must."""
+    clip: float | None = None
+    """Longest gradient that is followed as it is; longer ones are shortened to this."""
     seed: int = 0
     """Of the parameters and of the samples; those of validation have the next one."""
     precision: Precision = "auto"

@@ -176,7 +176,7 @@ class Trainer:
     def _follow(self, first: int) -> float:
         """Update the network by the samples from number ``first``."""
         self.whole = False
-        self.network.train()
+        self._training_mode()
         batch = self._batch(first)
         with self._precision():
             output = self.network(batch.images, *batch.condition)
@@ -185,8 +185,17 @@ class Trainer:
         if adversary is not None and self.critic is not None:
             score = self.critic(output.float()).mean()
             loss = adversary.content * loss - adversary.adversarial * score
-        _update(self.optimizer, loss)
+        _update(self.optimizer, loss, clip=self.recipe.training.clip)
         return loss.item()
+
+    def _training_mode(self) -> None:
+        """Batch normalisation by the batch, until it is frozen."""
+        self.network.train()
+        frozen_after = self.recipe.training.frozen_after
+        if frozen_after is not None and self.step >= frozen_after:
+            for layer in self.network.modules():
+                if isinstance(layer, nn.BatchNorm3d):
+                    layer.eval()
 
     def _with_critic(self) -> float:
         adversary = self.recipe.adversary
@@ -206,7 +215,7 @@ class Trainer:
         assert self.critic_optimizer is not None
         assert self.recipe.adversary is not None
         self.whole = False
-        self.network.train()
+        self._training_mode()
         batch = self._batch(first)
         with torch.no_grad(), self._precision():
             made = self.network(batch.images, *batch.condition).float()
@@ -348,7 +357,10 @@ def has_bfloat16(device: torch.device) -> bool:
     return any(ask() for ask in known if ask is not None)
 
 
-def _update(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+def _update(optimizer: torch.optim.Optimizer, loss: Tensor, *, clip: float | None = None) -> None:
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
+    if clip is not None:
+        parameters = [one for group in optimizer.param_groups for one in group["params"]]
+        nn.utils.clip_grad_norm_(parameters, clip)
     optimizer.step()
