@@ -15,9 +15,11 @@ from torch import Tensor, nn
 from qsmpipe.cli import main
 from qsmpipe.cli.errors import Exit
 from qsmpipe.nets.architectures import ARCHITECTURES, build
+from qsmpipe.nets.cards import load
 from qsmpipe.nets.contract import Contract
 from qsmpipe.nets.recipes import recipe_names
 from qsmpipe.nets.tables import from_table, merged
+from qsmpipe.nets.training.export import EXPORTED, export
 from qsmpipe.nets.training.losses import LOSSES, gradient_penalty, scale_invariant, si_qsm
 from qsmpipe.nets.training.recipe import Recipe, read_recipe
 from qsmpipe.nets.training.trainer import BEST, LAST, Trainer
@@ -242,6 +244,40 @@ def test_the_best_network_is_kept(tmp_path: Path) -> None:
     assert kept.validate()[0] == pytest.approx(best.nrmse)
 
 
+def test_frozen_statistics_are_kept(tmp_path: Path) -> None:
+    def variance(one: Trainer) -> Tensor:
+        return one.network.get_buffer("contracting.0.0.1.running_var").clone()
+
+    one = trainer(tmp_path, training={"frozen_after": 2, "steps": 4})
+    seen: list[Tensor] = []
+    one.run(after_step=lambda t: seen.append(variance(t)))
+    assert not torch.equal(seen[0], seen[1])
+    assert torch.equal(seen[1], seen[3])
+
+
+def test_long_gradients_are_shortened(tmp_path: Path) -> None:
+    """Adam's first step is as long as its rate for any gradient; what it remembers is not."""
+    one = trainer(tmp_path, training={"clip": 1e-3, "steps": 1})
+    one.run()
+    squared = sum(float(s["exp_avg"].square().sum()) for s in one.optimizer.state.values())
+    assert squared**0.5 == pytest.approx(0.1 * 1e-3, rel=1e-3)
+
+
+def test_a_card_tells_what_a_network_was_trained_on(tmp_path: Path) -> None:
+    scans = {"zooms": [[0.5, 1.0], [0.6, 0.9], [2.0, 4.0]], "alike": 2, "tilt": 20.0}
+    one = trainer(tmp_path, data={"scans": scans}, about={"paper": "P", "licence": "MIT"})
+    one.run()
+    card = export(one.recipe, tmp_path)
+    assert card.domain.zooms == ((0.5, 1.0), (0.5, 1.0), (2.0, 4.0))
+    assert card.domain.tilt == 20.0
+    assert (card.patch, card.halo, card.licence) == (16, 16, "MIT")
+    assert card.about == {"paper": "P"}
+    assert from_table(Recipe, {**card.recipe, "network": TINY["network"],
+                               "contract": TINY["contract"]}, "the card") == replace(
+        one.recipe, about={}
+    )  # fmt: skip
+
+
 def test_a_network_learns(tmp_path: Path) -> None:
     """A map of 0 has an error of 100 %, and the slope of a right one is 1."""
     training = trainer(
@@ -328,6 +364,12 @@ def test_the_command_trains_and_goes_on(
     rows = list(csv.DictReader((folder / "curve.csv").open()))
     assert [row["step"] for row in rows] == ["2", "4"]
     assert (folder / "curve.png").read_bytes().startswith(b"\x89PNG")
+    model = load(str(folder / EXPORTED), architecture="unet")
+    assert model.card.domain.zooms == ((1.0, 1.0),) * 3
+    assert model.card.training["validation"]["nrmse_percent"] == pytest.approx(
+        min(float(row["nrmse"]) for row in rows), abs=0.01
+    )
+    assert f"--weights {folder / EXPORTED}" in said.out
     assert train("unet", tmp_path / "two", "--config", config, "--start", folder / BEST) == 0
 
 
@@ -417,7 +459,7 @@ def test_half_a_step_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     training.run(max_hours=0.0)
     kept = (tmp_path / LAST).read_bytes()
 
-    def aborted(*_: object) -> None:
+    def aborted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(sys.modules[Trainer.__module__], "_update", aborted)
