@@ -246,10 +246,13 @@ class Settings:
 def _check_weights(stage: str, name: str, chosen: Mapping[str, Any]) -> None:
     """Refuse weights that a network cannot take, before hours have gone into all else."""
     from qsmpipe.nets.cards import load
+    from qsmpipe.nets.contract import Channel
 
     defaults = parameters_of(stage, name)
     weights, licence = (chosen.get(key, defaults[key].default) for key in ("weights", "licence"))
-    load(weights, architecture=name, licence=licence)
+    from_phase = method(stage, name).starts_from == "phase"
+    field: Channel = "filtered phase" if from_phase else "field"
+    load(weights, architecture=name, licence=licence, given=(field, "mask"))
 
 
 def _step(stage: str, name: str, **parameters: Any) -> dict[str, Any]:

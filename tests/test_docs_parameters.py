@@ -21,7 +21,7 @@ COMMANDS = re.findall(
 )
 
 NUMBER = r"-?\d+(?:\.\d+)?(?:e-?\d+)?"
-FOREIGN = {"--array", "--cpus-per-task", "--mem", "--time"}
+FOREIGN = {"--array", "--constraint", "--cpus-per-task", "--gres", "--mem", "--time"}
 """Options of sbatch."""
 
 

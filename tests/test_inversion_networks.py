@@ -100,7 +100,9 @@ def test_weights_and_card_come_back(tmp_path: Path) -> None:
     assert (variance > 0).all()
 
 
-@pytest.mark.parametrize("case", ["file", "card", "hash", "network", "options", "name", "key"])
+@pytest.mark.parametrize(
+    "case", ["file", "card", "hash", "network", "options", "name", "key", "channel"]
+)
 def test_weights_that_do_not_fit_are_refused(case: str, tmp_path: Path) -> None:
     path = weights(tmp_path)
     card = path.with_suffix(".toml")
@@ -125,6 +127,10 @@ def test_weights_that_do_not_fit_are_refused(case: str, tmp_path: Path) -> None:
         case "key":
             card.write_text("colour = 1\n" + card.read_text())
             message = "the card has no colour"
+        case "channel":
+            takes = replace(CARD, contract=Contract(channels=("filtered phase",)))
+            name = str(weights(tmp_path, takes))
+            message = "take the filtered phase, but the inversion unet has field and mask"
     with pytest.raises(ValueError, match=message):
         load(name, architecture=wanted)
 
@@ -328,7 +334,8 @@ def test_a_card_tells_what_its_weights_are(name: str) -> None:
     assert card.licence == "Apache-2.0"
     assert {"paper", "data", "limits"} <= set(card.about)
     assert {"steps", "seed", "hours", "hardware", "commit", "validation"} <= set(card.training)
-    assert load(name, architecture=card.network.architecture).card == card
+    given = ("field", "mask", "filtered phase")
+    assert load(name, architecture=card.network.architecture, given=given).card == card
 
 
 @pytest.mark.parametrize("tilt", [0.0, TILT], ids=["axial", "tilted"])

@@ -2,7 +2,7 @@
 
 import hashlib
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from qsmpipe.nets.architectures import Blueprint, build
 from qsmpipe.nets.common import Network, load_parameters
-from qsmpipe.nets.contract import Contract
+from qsmpipe.nets.contract import Channel, Contract
 from qsmpipe.nets.patches import Tiling, check_tiling
 from qsmpipe.nets.tables import from_table, to_table
 from qsmpipe.nets.weights import CARD_SUFFIX, WEIGHTS, WEIGHTS_SUFFIX, weights_names
@@ -182,7 +182,13 @@ def check_licence(name: str, card: Card, accepted: str = "") -> None:
         raise ValueError(msg)
 
 
-def load(weights: str, *, architecture: str, licence: str = "") -> Model:
+def load(
+    weights: str,
+    *,
+    architecture: str,
+    licence: str = "",
+    given: Collection[Channel] = ("field", "mask"),
+) -> Model:
     """Load weights into their network, in float32.
 
     Parameters
@@ -193,18 +199,26 @@ def load(weights: str, *, architecture: str, licence: str = "") -> Model:
         The network that is wanted.
     licence : str
         A licence that is accepted.
+    given : collection of str
+        Images that there are.
 
     Raises
     ------
     ValueError
-        If they are of another network, are not those of their card, or come under a licence that
-        was not accepted.
+        If they are of another network, take other images, are not those of their card, or come
+        under a licence that was not accepted.
     """
     path, card = read_card(weights)
     if card.network.architecture != architecture:
         msg = (
             f"{weights}: these are weights of {card.network.architecture}, not of {architecture}: "
             f"choose the inversion {card.network.architecture}, or other weights"
+        )
+        raise ValueError(msg)
+    if missing := [one for one in card.contract.channels if one not in given]:
+        msg = (
+            f"{weights}: these weights take the {missing[0]}, but the inversion {architecture} "
+            f"has {' and '.join(given)}: choose weights that were trained on that"
         )
         raise ValueError(msg)
     check_licence(weights, card, licence)

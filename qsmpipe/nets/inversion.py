@@ -219,7 +219,9 @@ def cpsi_net(
     .. [1] Lu et al. Reconstruction of quantitative susceptibility maps from phase of
        susceptibility weighted imaging with cross-connected Psi-Net. ISBI (2021)
     """
-    model = load(weights, architecture="cpsi-net", licence=licence)
+    model = load(
+        weights, architecture="cpsi-net", licence=licence, given=("filtered phase", "mask")
+    )
     trained = model.card.domain.radians_per_ppm
     scales = [radians_per_ppm(field_strength, time) for time in echo_times]
     echo = min(range(len(scales)), key=lambda e: abs(scales[e] - trained))
