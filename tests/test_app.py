@@ -19,6 +19,7 @@ from nipype.pipeline.engine import Node, Workflow
 from qsmpipe import __version__, examples
 from qsmpipe.cli import main
 from qsmpipe.cli.plugin import ProcessPerNode
+from qsmpipe.nets.cards import read_card
 
 EXAMPLES = Path(__file__).parents[1] / "bids_examples"
 QUICK = ["--mask", "bet & quality", "--background", "vsharp", "--inversion", "tkd",
@@ -368,6 +369,27 @@ def test_several_inversions_share_what_comes_before_them(
     assert executed(out) >= {"vsharp", "pdf", "tkd", "l2", "median"}
     page = (out / "sub-01.html").read_text()
     assert "Inversions side by side" in page
+    validated(out)
+
+
+def test_networks_stand_beside_classical_inversions(
+    app: Callable[..., tuple[int, Path]],
+) -> None:
+    code, out = app("gre3t", "--background", "vsharp", "--inversion", "tkd,unet,cpsi-net")
+    assert code == 0
+    anat = out / "sub-01" / "anat"
+    known = nb.load(anat / "sub-01_desc-qsm_mask.nii.gz").get_fdata() > 0
+    first = nb.load(anat / "sub-01_Chimap.nii.gz").get_fdata()[known]
+    for method, desc in (("unet", "unet"), ("cpsi-net", "cpsinet")):
+        sidecar = json.loads((anat / f"sub-01_desc-{desc}_Chimap.json").read_text())
+        (step,) = (s for s in sidecar["ProcessingSteps"] if s["stage"] == "inversion")
+        _, card = read_card(method)
+        assert step["method"] == step["parameters"]["weights"] == method
+        assert step["parameters"]["sha256"] == card.sha256
+        chi = nb.load(anat / f"sub-01_desc-{desc}_Chimap.nii.gz").get_fdata()[known]
+        assert np.corrcoef(first, chi)[0, 1] > 0.3
+    assert "Inversions side by side" in (out / "sub-01.html").read_text()
+    assert "C-Psi-Net (weights cpsi-net)" in (out / "logs" / "CITATION.md").read_text()
     validated(out)
 
 

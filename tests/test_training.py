@@ -270,7 +270,7 @@ def test_a_card_tells_what_a_network_was_trained_on(tmp_path: Path) -> None:
     card = export(one.recipe, tmp_path)
     assert card.domain.zooms == ((0.5, 1.0), (0.5, 1.0), (2.0, 4.0))
     assert card.domain.tilt == 20.0
-    assert (card.patch, card.halo, card.licence) == (16, 16, "MIT")
+    assert (card.patch, card.halo, card.licence) == (96, 16, "MIT")
     assert card.about == {"paper": "P"}
     assert from_table(Recipe, {**card.recipe, "network": TINY["network"],
                                "contract": TINY["contract"]}, "the card") == replace(

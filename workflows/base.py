@@ -20,7 +20,7 @@ from qsmpipe.workflows.reference import init_reference_wf
 VOLUMES = {"unwrap": 8, "bestpath": 48, "inversion": 30, "uncertainty": 40, "background": 20}
 """Memory of a method's or stage's nodes in float32 volumes per volume of data (all others: 6)."""
 
-PATCHES = 1.0
+PATCHES = 2.0
 """Memory of the feature maps of a network's patches (GB), whatever the image's size."""
 
 WRITTEN = tuple(k for k in OUTPUTS if k not in ("magnitude", "phase", "reference_value"))

@@ -29,7 +29,7 @@ NEAR = 0.05
 STEEP = 5.0
 """So are directions of B0 that are so many degrees beyond the domain's tilt."""
 
-CPU_MEMORY = 2 * 2**30
+CPU_MEMORY = 4 * 2**30
 """Bytes that patches may take on a CPU: with what happens to be free, maps would differ."""
 
 FULL_WIDTH = 2 * math.sqrt(2 * math.log(2))

@@ -22,6 +22,9 @@ from qsmpipe.numerics.units import radians_per_ppm
 EXPORTED = "weights.safetensors"
 """In the folder of a training; the card lies beside it."""
 
+PATCH = 96
+"""Edge of what a patch gives (voxels): large ones read less than small ones, and map no worse."""
+
 HALO = 16
 """Neighbours (voxels) that patches read, or a little more, where the network itself crops none."""
 
@@ -68,9 +71,11 @@ def export(recipe: Recipe, folder: Path, *, threads: int = 0) -> Card:
 
 
 def _cut(network: Network, recipe: Recipe) -> tuple[int, int]:
-    """Patch and halo: patches as large as those that were trained on."""
+    """Give patch and halo: what it was trained on, if it crops by itself; else larger patches."""
     shape = recipe.data.options.get("shape") or _default(recipe.data.source, "shape")
     patch = max(shape) - 2 * network.crop
+    if not network.crop:
+        patch = max(PATCH // network.stride, 1) * network.stride
     step = max(network.stride // 2, 1)
     return patch, math.ceil((network.crop or HALO) / step) * step
 
