@@ -4,6 +4,7 @@
     python benchmarks/deep.py patches --data /tmp/heads     QSMGAN Table 1
     python benchmarks/deep.py scales                        SI-QSM Table 3.1
     python benchmarks/deep.py filtered --data /tmp/heads    C-Psi-Net Table 1
+    python benchmarks/deep.py grids --data /tmp/heads       what resampling costs
     python benchmarks/deep.py shapes --out /tmp/shapes      Jochmann et al. Figure 5: trains four
 
 The label maps of these heads are none that the weights were trained on. The local field is the
@@ -60,7 +61,8 @@ def psnr(found: Tensor, true: Tensor, mask: Tensor) -> float:
     """Range of the truth squared over the mean squared error, in dB, as QSMGAN's text has it."""
     inside = true[mask]
     span = float(inside.max() - inside.min())
-    return 10 * math.log10(span**2 / float((found - true)[mask].square().mean()))
+    error = float((found - true)[mask].square().mean())
+    return 10 * math.log10(span**2 / error) if error else math.inf
 
 
 def slope(found: Tensor, true: Tensor, mask: Tensor) -> float:
@@ -287,6 +289,42 @@ def filtered(given: argparse.Namespace) -> None:
     table.print()
 
 
+def grids(given: argparse.Namespace) -> None:
+    """Bring the true map to a network's grid and back, without a network."""
+    from qsmpipe.nets.architectures import Blueprint
+    from qsmpipe.nets.cards import Card, Domain, Model
+    from qsmpipe.nets.common import Network
+    from qsmpipe.nets.contract import Contract
+    from qsmpipe.nets.reconstruction import reconstruct
+
+    class Copy(Network):
+        def forward(self, images: Tensor) -> Tensor:
+            return images
+
+    def carried(chi: Tensor, mask: Tensor, zooms: Zooms, to: float, tilt: float) -> Tensor:
+        card = Card(
+            network=Blueprint(architecture="unet"), contract=Contract(), patch=1024, halo=0,
+            domain=Domain(zooms=((to, to),) * 3),
+        )  # fmt: skip
+        model = Model("copy", Copy(channels=1, stride=1), card)
+        b0 = (0.0, math.sin(math.radians(tilt)), math.cos(math.radians(tilt)))
+        return reconstruct(model, mask, zooms, field=chi, b0_direction=b0).chi
+
+    table = Table("scan to network")
+    for voxel, to, tilt in ((1, 1.0, 10.0), (1, 1.0, 30.0), (1, 1.5, 0.0), (2, 1.0, 0.0),
+                            (2, 1.0, 30.0)):  # fmt: skip
+        head, *_, made_at = (13, 0.0) if voxel == 1 else (14, 30.0)
+        truth, zooms = truth_of(given.data, head, voxel, made_at)
+        mask, chi = truth["mask"], truth["chi"].float() * truth["mask"]
+        found = carried(chi, mask, zooms, to, tilt)
+        row = scores(found, chi, mask)
+        table.add(
+            f"{voxel} mm to {to:g} mm, B0 tilted by {tilt:g} degrees",
+            {key: row[key] for key in ("NRMSE (%)", "HFEN (%)", "XSIM", "slope")},
+        )
+    table.print()
+
+
 SHAPES: dict[str, dict[str, Any]] = {
     "B: as proposed": {},
     "C: without noise": {"measurement": {"snr": (1e6, 1e6)}},
@@ -372,10 +410,10 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     sections = parser.add_subparsers(required=True)
-    for section in (heads, patches, scales, filtered, shapes):
+    for section in (heads, patches, scales, filtered, grids, shapes):
         sub = sections.add_parser(section.__name__, help=section.__doc__)
         sub.set_defaults(section=section)
-        if section in (heads, patches, filtered):
+        if section in (heads, patches, filtered, grids):
             sub.add_argument("--data", type=Path, required=True, help="where heads are kept")
         if section is heads:
             sub.add_argument("--cases", nargs="+", choices=CASES)
