@@ -31,7 +31,8 @@ class WPConv(nn.Module):
     """Convolution of 3^3 whose kernels and biases are predicted from the voxel size.
 
     Two fully connected layers, each with a rectifier, make a few features of the voxel size; one
-    more layer mixes kernels with them, another biases.
+    more layer mixes kernels with them, another biases. The size enters by its logarithm: in mm,
+    all kernels of the network would grow with it, and the map with their product.
 
     Parameters
     ----------
@@ -48,20 +49,20 @@ class WPConv(nn.Module):
         self.kernel_size, self.stride = (3, 3, 3), (1, 1, 1)
         self.padding = self.dilation = (dilation, dilation, dilation)
         self.shape = (outputs, inputs, *self.kernel_size)
-        # as by He, for features at 1 mm; half of the kernels' variance is common to all sizes
+        # as by He, at 1 mm; a quarter of the kernels' variance tells one size from another
         self.features = nn.Sequential(
-            _linear(3, hidden, 2 / 3),
+            _linear(3, hidden, 2 / 3, 2.0),
             nn.LeakyReLU(SLOPE),
             _linear(hidden, hidden, 2 / hidden),
             nn.LeakyReLU(SLOPE),
         )
         taps = 27 * inputs
-        self.kernel = _linear(hidden, math.prod(self.shape), 1 / (taps * hidden), 1 / taps)
+        self.kernel = _linear(hidden, math.prod(self.shape), 0.5 / (taps * hidden), 1.5 / taps)
         self.bias = _linear(hidden, outputs, 1 / hidden)
 
     def predict(self, zooms: Tensor) -> tuple[Tensor, Tensor]:
         """Kernels (V, outputs, inputs, 3, 3, 3) and biases (V, outputs) of ``zooms`` (V, 3)."""
-        features = self.features(zooms)
+        features = self.features(zooms.log())
         return self.kernel(features).view(-1, *self.shape), self.bias(features)
 
     def forward(self, features: Tensor, zooms: Tensor) -> Tensor:
@@ -95,28 +96,40 @@ class _Block(nn.Module):
     """A convolution of either kind, batch normalisation, rectifier."""
 
     def __init__(
-        self, before: nn.Module, convolution: nn.Module, outputs: int, *, batch_norm: bool
+        self,
+        before: nn.Module,
+        convolution: nn.Module,
+        outputs: int,
+        *,
+        batch_norm: bool,
+        slope: float,
     ) -> None:
         super().__init__()
         self.before, self.convolution = before, convolution
         self.norm = nn.BatchNorm3d(outputs) if batch_norm else nn.Identity()
+        self.rectifier = nn.LeakyReLU(slope)
 
     def forward(self, features: Tensor, *zooms: Tensor) -> Tensor:
-        return torch.relu(self.norm(self.convolution(self.before(features), *zooms)))
+        return self.rectifier(self.norm(self.convolution(self.before(features), *zooms)))
 
 
 class _Net(UShaped):
     """The network of both, given their kind of convolution (inputs, outputs, dilation=)."""
 
     def __init__(
-        self, convolution: Callable[..., nn.Module], *, width: int, batch_norm: bool
+        self,
+        convolution: Callable[..., nn.Module],
+        *,
+        width: int,
+        batch_norm: bool,
+        slope: float,
     ) -> None:
         super().__init__(channels=1, stride=16)
         widths = [width * 2**level for level in range(5)]
 
         def block(before: nn.Module, inputs: int, outputs: int, dilation: int) -> nn.Module:
             layer = convolution(inputs, outputs, dilation=dilation)
-            return _Block(before, layer, outputs, batch_norm=batch_norm)
+            return _Block(before, layer, outputs, batch_norm=batch_norm, slope=slope)
 
         self.contracting = nn.ModuleList([block(nn.Identity(), 1, width, DILATIONS[0])])
         for (fine, coarse), dilation in zip(pairwise(widths), DILATIONS[1:], strict=True):
@@ -131,7 +144,7 @@ class _Net(UShaped):
             )
         )
         self.output = convolution(width, 1, dilation=1)
-        initialise(self, slope=0)
+        initialise(self, slope=slope)
 
 
 class MesaQSM(_Net):
@@ -147,6 +160,8 @@ class MesaQSM(_Net):
     batch_norm : bool
         Whether there is batch normalisation. Small batches do not tell how strong their fields
         are once they are normalised by themselves: leave it out for these.
+    slope : float
+        Slope of the rectifiers below 0.
 
     References
     ----------
@@ -154,8 +169,8 @@ class MesaQSM(_Net):
        (2019), arXiv:1908.00206
     """
 
-    def __init__(self, *, width: int = 32, batch_norm: bool = True) -> None:
-        super().__init__(_plain, width=width, batch_norm=batch_norm)
+    def __init__(self, *, width: int = 32, batch_norm: bool = True, slope: float = 0.0) -> None:
+        super().__init__(_plain, width=width, batch_norm=batch_norm, slope=slope)
 
     def forward(self, images: Tensor) -> Tensor:
         """Map of ``images``.
@@ -193,6 +208,8 @@ class MetaQSM(_Net):
     batch_norm : bool
         Whether there is batch normalisation. Small batches do not tell how strong their fields
         are once they are normalised by themselves: leave it out for these.
+    slope : float
+        Slope of the rectifiers below 0.
 
     References
     ----------
@@ -200,9 +217,17 @@ class MetaQSM(_Net):
        (2019), arXiv:1908.00206
     """
 
-    def __init__(self, *, width: int = 32, hidden: int = 16, batch_norm: bool = True) -> None:
-        super().__init__(partial(WPConv, hidden=hidden), width=width, batch_norm=batch_norm)
-        self.width, self.batch_norm = width, batch_norm
+    def __init__(
+        self,
+        *,
+        width: int = 32,
+        hidden: int = 16,
+        batch_norm: bool = True,
+        slope: float = 0.0,
+    ) -> None:
+        convolution = partial(WPConv, hidden=hidden)
+        super().__init__(convolution, width=width, batch_norm=batch_norm, slope=slope)
+        self.options = {"width": width, "batch_norm": batch_norm, "slope": slope}
 
     def forward(self, images: Tensor, zooms: Tensor | Zooms) -> Tensor:
         """Map of ``images``.
@@ -238,7 +263,7 @@ class MetaQSM(_Net):
     def at(self, zooms: Zooms) -> MesaQSM:
         """Mesa-QSM with the kernels predicted for ``zooms`` (mm), in the same mode."""
         like = next(self.parameters())
-        mesa = MesaQSM(width=self.width, batch_norm=self.batch_norm).to(like).train(self.training)
+        mesa = MesaQSM(**self.options).to(like).train(self.training)
         sizes = like.new_tensor([zooms])
         state = mesa.state_dict()
         for name, layer in self.named_modules():
