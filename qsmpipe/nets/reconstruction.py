@@ -32,6 +32,9 @@ STEEP = 5.0
 CPU_MEMORY = 4 * 2**30
 """Bytes that patches may take on a CPU: with what happens to be free, maps would differ."""
 
+FAINT = 0.9
+"""Slope of found on true susceptibility, by the card, below which a map comes with a warning."""
+
 FULL_WIDTH = 2 * math.sqrt(2 * math.log(2))
 """Of a Gaussian at half its height, in standard deviations."""
 
@@ -162,7 +165,8 @@ def reconstruct(
     if frame.turn is not None:
         place = Placed.around(part.shape, (x, y, z), frame)
         seen, inside = _to(known, part, (x, y, z), frame, place)
-        _warn(frame, (x, y, z))
+        _tell_grid(frame, (x, y, z))
+    _tell_faint(model)
     stacked = card.contract.images(
         field=_channel(seen.get("field")),
         mask=inside[None],
@@ -209,7 +213,18 @@ def _to(
     return found, inside
 
 
-def _warn(frame: Frame, zooms: Zooms) -> None:
+def _tell_faint(model: Model) -> None:
+    slope = model.card.training.get("validation", {}).get("slope", 1.0)
+    if slope < FAINT:
+        warnings.warn(
+            f"the weights {model.name} find {slope:.0%} of the susceptibility on the samples that "
+            "they were validated on: the map shows where it is, not how much",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+
+
+def _tell_grid(frame: Frame, zooms: Zooms) -> None:
     own, to = (" x ".join(f"{zoom:g}" for zoom in one) for one in (zooms, frame.zooms))
     warnings.warn(
         f"the weights are not meant for voxels of {own} mm in this direction of B0: resampled to "
