@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -227,7 +228,9 @@ class MetaQSM(_Net):
     ) -> None:
         convolution = partial(WPConv, hidden=hidden)
         super().__init__(convolution, width=width, batch_norm=batch_norm, slope=slope)
-        self.options = {"width": width, "batch_norm": batch_norm, "slope": slope}
+        self.options: dict[str, Any] = {
+            "width": width, "batch_norm": batch_norm, "slope": slope,
+        }  # fmt: skip
 
     def forward(self, images: Tensor, zooms: Tensor | Zooms) -> Tensor:
         """Map of ``images``.
