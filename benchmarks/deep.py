@@ -179,6 +179,8 @@ def heads(given: argparse.Namespace) -> None:
         print(f"\nHead {head}, {case}")
         table = Table("inversion")
         for name, choices in [*((name, {}) for name in CLASSICAL), *variants(FROM_FIELD)]:
+            if given.inversions and name not in given.inversions:
+                continue
             found, seconds, memory = run(
                 name, (field, mask), zooms, {"b0_direction": b0, **choices}
             )
@@ -417,6 +419,7 @@ def main() -> None:
             sub.add_argument("--data", type=Path, required=True, help="where heads are kept")
         if section is heads:
             sub.add_argument("--cases", nargs="+", choices=CASES)
+            sub.add_argument("--inversions", nargs="+", help="these alone")
         if section is scales:
             sub.add_argument("--edges", type=int, nargs="+", default=(64, 96, 128, 256))
         if section is shapes:
