@@ -53,6 +53,19 @@ class Domain:
         )
         return x, y, z
 
+    def alike(self, zooms: Zooms) -> Zooms:
+        """Voxel size (mm) in the domain of nearly the same shape: a dipole has no size.
+
+        >>> Domain(zooms=((0.5, 1.0), (0.5, 1.0), (1.0, 4.0))).alike((4.0, 4.0, 8.0))
+        (1.0, 1.0, 2.0)
+        """
+        factor = max(zoom / high for zoom, (_, high) in zip(zooms, self.zooms, strict=True))
+        if factor < 1:
+            least = min(zoom / low for zoom, (low, _) in zip(zooms, self.zooms, strict=True))
+            factor = min(least, 1.0)
+        x, y, z = (zoom / factor for zoom in zooms)
+        return self.nearest((x, y, z))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Card:

@@ -174,7 +174,7 @@ def reconstruct(
     )
     network: Network = model.network.to(stacked.device)
     if isinstance(network, MetaQSM):
-        network = network.at(card.domain.nearest(frame.zooms) if grid == "card" else frame.zooms)
+        network = network.at(card.domain.alike(frame.zooms))  # it has seen no other voxels
     output, cut = _cut(network, stacked, patch or card.patch, halo or card.halo)
     chi = card.contract.susceptibility(output) * inside
     if place is not None:
