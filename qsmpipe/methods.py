@@ -387,7 +387,7 @@ METHODS: dict[str, dict[str, Method]] = {
             "UNet",
             "network: 3D U-Net, trained on random shapes",
             "Susceptibility was computed by a 3D U-Net (weights {weights}).",
-            ("jochmann", "ronneberger2015"),
+            ("bollmann2019", "ronneberger2015"),
             trained=True,
         ),
         "qsmgan": Method(
@@ -402,9 +402,9 @@ METHODS: dict[str, dict[str, Method]] = {
             "nets.inversion:si_qsm",
             "SIQSM",
             "network: SI-QSM, trained on spheres and cylinders in closed form",
-            "Susceptibility was computed by SI-QSM, a residual inception U-Net (weights "
-            "{weights}).",
-            ("larrain2022",),
+            "Susceptibility was computed by SI-QSM, a residual inception U-Net after Larraín "
+            "(thesis, Pontificia Universidad Católica de Chile, 2022; weights {weights}).",
+            (),
             trained=True,
         ),
         "meta-qsm": Method(

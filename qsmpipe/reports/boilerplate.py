@@ -116,8 +116,7 @@ class Reference:
         shown = ", ".join(n for n in names if n != "others") + (
             " et al." if "others" in names else "."
         )
-        places = ("journal", "booktitle", "school")
-        place = next((self.fields[name] for name in places if name in self.fields), "")
+        place = self.fields.get("journal") or self.fields.get("booktitle")
         parts = [
             _plain(shown),
             f"{_plain(self.fields.get('title', ''))}.",
