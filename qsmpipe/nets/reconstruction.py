@@ -152,7 +152,8 @@ def reconstruct(
     images = {"field": field, "filtered": filtered}
     given = {name: image for name, image in images.items() if image is not None}
     frame = Frame.of(zooms, b0_direction, card.domain, grid)
-    check_mask(next(iter(given.values()), mask), mask)
+    like = next(iter(given.values()), mask.float())
+    check_mask(like, mask)
     box = bounding_box(mask)
     part = mask[box].permute(frame.order)
     x, y, z = (zooms[axis] for axis in frame.order)
@@ -185,7 +186,6 @@ def reconstruct(
     made = {"weights": model.name, "sha256": card.sha256, **cut}
     if place is not None:
         made["resampled_to"] = list(frame.zooms)
-    like = next(iter(given.values()))
     return Reconstruction(in_place(chi, box, mask).to(like.dtype), made)
 
 

@@ -5,6 +5,7 @@ import platform
 import subprocess
 from dataclasses import fields
 from pathlib import Path
+from statistics import fmean, median_high
 from typing import Any
 
 import torch
@@ -84,12 +85,11 @@ def _domain(recipe: Recipe) -> Domain:
     scans: Scans = recipe.data.scans or _default(recipe.data.source, "scans")
     x, y, z = (scans.zooms[0] if axis < scans.alike else scans.zooms[axis] for axis in range(3))
     takes_phase = "filtered phase" in recipe.contract.channels
-    middle = sum(scans.echo_time) / 2, sorted(scans.field_strengths)
-    strength = middle[1][len(middle[1]) // 2]
+    strength, time = median_high(scans.field_strengths), fmean(scans.echo_time)
     return Domain(
         zooms=(x, y, z),
         tilt=scans.tilt,
-        radians_per_ppm=radians_per_ppm(strength, middle[0]) if takes_phase else 0.0,
+        radians_per_ppm=radians_per_ppm(strength, time) if takes_phase else 0.0,
     )
 
 
