@@ -21,6 +21,7 @@ from qsmpipe.nets.recipes import recipe_names
 from qsmpipe.nets.tables import from_table, merged
 from qsmpipe.nets.training.export import EXPORTED, export
 from qsmpipe.nets.training.losses import LOSSES, gradient_penalty, scale_invariant, si_qsm
+from qsmpipe.nets.training.muon import Muon, orthogonalised
 from qsmpipe.nets.training.recipe import Recipe, read_recipe
 from qsmpipe.nets.training.trainer import BEST, LAST, Trainer
 
@@ -45,6 +46,7 @@ CRITIC: dict[str, Any] = {
     "adversary": {"alone": 2, "updates": 2, "width": 2},
     "training": {"steps": 3, "batch": 1, "loss": "absolute"},
 }
+MUON: dict[str, Any] = {"training": {"optimizer": "muon", "warmup": 2, "cooldown": 0.5}}
 
 
 @pytest.fixture(autouse=True)
@@ -191,6 +193,9 @@ def test_a_file_changes_what_it_names(tmp_path: Path) -> None:
     [
         ("[training]\nstep = 3", r"mine.toml: \[training\] has no step: its keys are .*steps"),
         ("[training]\nsteps = 0", r"\[training\]: steps is 0: give a number above 0"),
+        ("[training]\nwarmup = -1", r"\[training\]: warmup is -1: give steps, 0 or more"),
+        ("[training]\ncooldown = 2", r"\[training\]: cooldown is 2: give a share of the steps"),
+        ('[training]\noptimizer = "sgd"', r"optimizer is 'sgd': give one of adam, rmsprop, muon"),
         ('[training]\nloss = "l1"', r"loss is 'l1': give one of absolute"),
         ('[network]\narchitecture = "vnet"', r"architecture is 'vnet': give one of unet"),
         ('[data]\nsource = "cats"', r"source is 'cats': give one of shapes"),
@@ -209,7 +214,7 @@ def test_recipes_that_make_no_sense_are_refused(text: str, message: str, tmp_pat
 # Training
 
 
-@pytest.mark.parametrize("changes", [{}, CRITIC], ids=["alone", "with-critic"])
+@pytest.mark.parametrize("changes", [{}, CRITIC, MUON], ids=["alone", "with-critic", "muon"])
 @pytest.mark.parametrize("break_after", [1, 2])
 def test_a_broken_training_goes_on_to_the_same_curve(
     changes: dict[str, Any], break_after: int, tmp_path: Path
@@ -327,6 +332,67 @@ def test_parameters_of_another_training_are_a_start(tmp_path: Path) -> None:
     other = trainer(tmp_path / "three", network={"options": {"width": 3}})
     with pytest.raises(ValueError, match=r"last.pt: .* parameters do not fit UNet"):
         other.start_from(tmp_path / "one" / LAST)
+    weights = tmp_path / "one" / EXPORTED
+    export(first.recipe, tmp_path / "one")
+    other = trainer(tmp_path / "four", training={"seed": 5})
+    other.start_from(weights)
+    first.resume(tmp_path / "one" / BEST)
+    torch.testing.assert_close(vector(other.network), vector(first.network), rtol=1e-3, atol=1e-4)
+    weights.write_bytes(b"none")
+    with pytest.raises(ValueError, match="no safetensors file"):
+        other.start_from(weights)
+
+
+# How the loss is followed
+
+
+def test_the_learning_rate_rises_stays_and_falls() -> None:
+    schedule = recipe(training={"warmup": 2, "cooldown": 0.5, "steps": 8}).training
+    rates = [schedule.rate(step) / schedule.learning_rate for step in range(8)]
+    assert rates == pytest.approx([0.5, 1, 1, 1, 1, 0.75, 0.5, 0.25])
+
+
+def test_orthogonalised_matrices_have_singular_values_near_one() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for shape in ((6, 40), (40, 6), (8, 8)):
+        matrix = torch.randn(shape, generator=generator)
+        made = orthogonalised(matrix)
+        assert made.shape == shape
+        u, _, v = torch.linalg.svd(matrix, full_matrices=False)
+        along = u.mT @ made @ v.mT  # in the singular vectors of the matrix
+        assert 0.6 < along.diagonal().min() <= along.diagonal().max() < 1.25
+        assert (along - torch.diag(along.diagonal())).abs().max() < 1e-4
+
+
+def test_muon_is_adam_where_there_is_no_kernel() -> None:
+    one, two = (nn.Parameter(torch.tensor([1.0, -2.0, 3.0])) for _ in range(2))
+    ours = Muon([one], lr=0.1, weight_decay=0.2, betas=(0.8, 0.9))
+    oracle = torch.optim.Adam([two], lr=0.1, weight_decay=0.2, betas=(0.8, 0.9))
+    for step in range(5):
+        for parameter, optimizer in ((one, ours), (two, oracle)):
+            optimizer.zero_grad()
+            (parameter**2 * torch.tensor([1.0, step, 2.0])).sum().backward()
+            optimizer.step()
+    torch.testing.assert_close(one, two)
+
+
+def test_muon_follows_what_the_gradient_hardly_sees() -> None:
+    """Least squares of condition 1000: after as many steps as Adam far nearer."""
+    u, v = (
+        torch.linalg.qr(torch.randn(8, 8, generator=torch.Generator().manual_seed(n)))[0]
+        for n in range(2)
+    )
+    system = u @ torch.diag(torch.logspace(0, -3, 8)) @ v
+    errors = []
+    for kind in (Muon, torch.optim.Adam):
+        found = nn.Parameter(torch.zeros(8, 8))
+        optimizer = kind([found], lr=0.02)
+        for _ in range(300):
+            optimizer.zero_grad()
+            (found @ system - system).square().sum().backward()
+            optimizer.step()
+        errors.append(float((found - torch.eye(8)).detach().norm()))
+    assert errors[0] < 0.5 * errors[1]
 
 
 # The command line

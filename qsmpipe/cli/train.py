@@ -208,7 +208,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("output_dir", type=Path, help="checkpoints and curve; resumed if it has")
     parser.add_argument("--config", type=Path, help="TOML file: what is other than in the recipe")
     parser.add_argument("--heads", type=Path, help="folder of label maps, for brains")
-    parser.add_argument("--start", type=Path, help="checkpoint to take the first parameters from")
+    parser.add_argument(
+        "--start", type=Path, help="checkpoint or weights to take the first parameters from"
+    )
     parser.add_argument("--max-hours", type=float, help="stop then, the checkpoint kept")
     parser.add_argument("--device", help="cpu, cuda or cuda:1; CUDA by default where there is one")
     return parser

@@ -239,17 +239,27 @@ def load(
         msg = f"{path} is not the file that its card describes (SHA-256): get both anew"
         raise ValueError(msg)
     network = build(card.network.architecture, card.network.options)
-    try:
-        state = load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path}: no safetensors file ({error})") from error
-    load_parameters(network, {name: _full(value) for name, value in state.items()}, path)
+    load_parameters(network, read_parameters(path), path)
     check_tiling(network, Tiling(card.patch, card.halo))
     return Model(weights, network.eval(), card)
 
 
-def _full(value: Tensor) -> Tensor:
-    return value.float() if value.is_floating_point() else value
+def read_parameters(path: Path) -> dict[str, Tensor]:
+    """Read parameters in float32 from a ``.safetensors`` file.
+
+    Raises
+    ------
+    ValueError
+        If it is none.
+    """
+    try:
+        state = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path}: no safetensors file ({error})") from error
+    return {
+        name: value.float() if value.is_floating_point() else value
+        for name, value in state.items()
+    }
 
 
 def _hash(path: Path) -> str:

@@ -23,6 +23,7 @@ from qsmpipe.nets.training.sample import Scans
 from qsmpipe.nets.training.shapes import Shapes
 
 Precision: TypeAlias = Literal["auto", "float32", "bfloat16"]
+Optimizer: TypeAlias = Literal["adam", "rmsprop", "muon"]
 
 SOURCES: dict[str, Callable[..., Source]] = {
     "shapes": Shapes, "analytic": Analytic, "brains": Brains,
@@ -72,14 +73,18 @@ class Schedule:
     batch: int
     """Samples of a step."""
     learning_rate: float
-    optimizer: Literal["adam", "rmsprop"] = "adam"
+    optimizer: Optimizer = "adam"
     betas: tuple[float, float] = (0.9, 0.999)
-    """Of Adam."""
+    """Of Adam, which :class:`.muon.Muon` has in it."""
     weight_decay: float = 0.0
     """Weight of half the squared parameters in the loss."""
     decay: float = 1.0
     """Factor of the learning rate every ``decay_steps`` steps, smoothly in between."""
     decay_steps: int = 1000
+    warmup: int = 0
+    """First steps, over which the learning rate rises from 0."""
+    cooldown: float = 0.0
+    """Share of the steps, the last ones, over which the learning rate falls to 0."""
     frozen_after: int | None = None
     """Steps after which batch normalisation keeps its running statistics. Normalised by itself, a
     small batch does not tell how strong its fields are, which a map must."""
@@ -97,10 +102,17 @@ class Schedule:
     def __post_init__(self) -> None:
         if self.loss not in LOSSES:
             raise ValueError(f"loss is {self.loss!r}: give one of {', '.join(LOSSES)}")
-        if self.optimizer not in ("adam", "rmsprop"):
-            raise ValueError(f"optimizer is {self.optimizer!r}: give adam or rmsprop")
-        if self.precision not in get_args(Precision):
-            raise ValueError(f"precision is {self.precision!r}: give auto, float32 or bfloat16")
+        for name, known in (
+            ("optimizer", get_args(Optimizer)),
+            ("precision", get_args(Precision)),
+        ):
+            if getattr(self, name) not in known:
+                given = getattr(self, name)
+                raise ValueError(f"{name} is {given!r}: give one of {', '.join(known)}")
+        if self.warmup < 0:
+            raise ValueError(f"warmup is {self.warmup}: give steps, 0 or more")
+        if not 0 <= self.cooldown <= 1:
+            raise ValueError(f"cooldown is {self.cooldown}: give a share of the steps, 0 to 1")
         for name in ("steps", "batch", "learning_rate", "decay", "decay_steps", "validate_every",
                      "validation_samples"):  # fmt: skip
             if not getattr(self, name) > 0:
@@ -108,7 +120,11 @@ class Schedule:
 
     def rate(self, step: int) -> float:
         """Learning rate of a step."""
-        return self.learning_rate * self.decay ** (step / self.decay_steps)
+        rate = self.learning_rate * self.decay ** (step / self.decay_steps)
+        if step < self.warmup:
+            rate *= (step + 1) / self.warmup
+        last = self.cooldown * self.steps
+        return rate * min(1.0, (self.steps - step) / last) if last else rate
 
 
 @dataclass(frozen=True, kw_only=True)

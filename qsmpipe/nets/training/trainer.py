@@ -15,13 +15,16 @@ import torch
 from torch import Tensor, nn
 
 from qsmpipe.nets.architectures import build
+from qsmpipe.nets.cards import read_parameters
 from qsmpipe.nets.common import Network, load_parameters
 from qsmpipe.nets.meta_qsm import MetaQSM
 from qsmpipe.nets.qsmgan import Critic
 from qsmpipe.nets.training.dataset import Samples
 from qsmpipe.nets.training.losses import LOSSES, gradient_penalty
+from qsmpipe.nets.training.muon import Muon
 from qsmpipe.nets.training.recipe import Recipe
 from qsmpipe.nets.training.sample import Batch
+from qsmpipe.nets.weights import WEIGHTS_SUFFIX
 
 LAST, BEST = "last.pt", "best.pt"
 """Checkpoints, in the folder of the training."""
@@ -117,7 +120,8 @@ class Trainer:
         }  # fmt: skip
         if schedule.optimizer == "rmsprop":
             return torch.optim.RMSprop(network.parameters(), **common)
-        return torch.optim.Adam(network.parameters(), betas=schedule.betas, **common)
+        kind = Muon if schedule.optimizer == "muon" else torch.optim.Adam
+        return kind(network.parameters(), betas=schedule.betas, **common)
 
     # -----------------------------------------------------------------------------------------
     # Steps
@@ -343,9 +347,18 @@ class Trainer:
         self.losses = list(state["losses"])
 
     def start_from(self, path: Path) -> None:
-        """Take over the network's parameters of another training, and begin at the first step."""
-        state = torch.load(path, map_location=self.device, weights_only=True)
-        load_parameters(self.network, state["network"], path)
+        """Take over the parameters of a checkpoint or of weights, and begin at the first step.
+
+        Raises
+        ------
+        ValueError
+            If they are of another network.
+        """
+        if path.suffix == WEIGHTS_SUFFIX:
+            state = read_parameters(path)
+        else:
+            state = torch.load(path, map_location=self.device, weights_only=True)["network"]
+        load_parameters(self.network, state, path)
 
 
 def has_bfloat16(device: torch.device) -> bool:
