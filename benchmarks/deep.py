@@ -5,7 +5,8 @@
     python benchmarks/deep.py scales                        SI-QSM Table 3.1
     python benchmarks/deep.py filtered --data /tmp/heads    C-Psi-Net Table 1
     python benchmarks/deep.py grids --data /tmp/heads       what resampling costs
-    python benchmarks/deep.py shapes --out /tmp/shapes      Jochmann et al. Figure 5: trains four
+
+Tables that need trainings of their own are in deep_training.py.
 
 The label maps of these heads are none that the weights were trained on. The local field is the
 true one with white noise; maps and truth are relative to their means over the brain. Every method
@@ -128,6 +129,10 @@ class Table:
     def add(self, name: str, row: Mapping[str, float]) -> None:
         """Put a row in."""
         self.rows.setdefault(name, []).append(dict(row))
+
+    def mean(self, name: str, column: str) -> float:
+        """Mean of a column over what was added under a name."""
+        return statistics.fmean(row[column] for row in self.rows[name])
 
     def print(self) -> None:
         """In Markdown."""
@@ -327,92 +332,13 @@ def grids(given: argparse.Namespace) -> None:
     table.print()
 
 
-SHAPES: dict[str, dict[str, Any]] = {
-    "B: as proposed": {},
-    "C: without noise": {"measurement": {"snr": (1e6, 1e6)}},
-    "D: small shapes alone": {"options": {"small_only": True, "size": None}},
-    "E: no rim without sources": {"options": {"rim": None}},
-}
-"""What is other than in the proposed training."""
-
-
-def shapes(given: argparse.Namespace) -> None:
-    """Small U-Nets, each trained on other shapes, on the same unseen ones."""
-    from qsmpipe.nets.tables import from_table
-    from qsmpipe.nets.training.recipe import Recipe
-    from qsmpipe.nets.training.trainer import BEST, Trainer
-
-    def recipe(changes: Mapping[str, Any]) -> Recipe:
-        options = {"shape": (32, 32, 32), "rim": (2, 4), "count": (20, 40), "size": (1.0, 8.0)}
-        options |= changes.get("options", {})
-        return from_table(Recipe, {
-            "network": {"architecture": "unet", "options": {"width": 8, "depth": 2}},
-            "contract": {"scale": 10.0, "output_scale": 10.0},
-            "data": {
-                "source": "shapes",
-                "options": {key: value for key, value in options.items()
-                            if value is not None or key == "rim"},
-                "augmentation": {},
-                "measurement": {"snr": (20.0, 200.0)} | changes.get("measurement", {}),
-            },
-            "training": {
-                "loss": "scale-invariant", "learning_rate": 3e-3, "batch": 4,
-                "steps": given.steps, "decay": 0.5, "decay_steps": given.steps // 5,
-                "validate_every": given.steps, "validation_samples": 16,
-            },
-        }, "the recipe")  # fmt: skip
-
-    samples = recipe({}).data.samples(seed=99, device="cpu")
-    table = Table("training")
-    for name, changes in SHAPES.items():
-        chosen = recipe(changes)
-        folder = given.out / name[0]
-        trainer = Trainer(chosen, chosen.data.samples(seed=0, device="cpu"), samples, folder)
-        if (folder / BEST).exists():
-            trainer.resume(folder / BEST)
-        trainer.run()
-        trainer.network.eval()
-        whole, faint = trainer.validate()
-        row = {"NRMSE (%)": whole, "slope": faint, **errors(trainer, samples)}
-        table.add(name, row)
-        print(name, row, flush=True)
-    table.print()
-
-
-@torch.no_grad()
-def errors(trainer: Any, samples: Any) -> dict[str, float]:
-    """Where the error lies: at the border, off it, and in means over 8^3 voxels (%)."""
-    error: dict[str, list[Tensor]] = {"border": [], "middle": [], "large scale": []}
-    truth: dict[str, list[Tensor]] = {"border": [], "middle": [], "large scale": []}
-    for n in range(16):
-        batch = samples.batch([n])
-        contract = trainer.recipe.contract
-        seen = contract.images(field=batch.field, mask=batch.mask)
-        found = contract.susceptibility(trainer.network(seen))
-        wrong = found - batch.chi
-        border = torch.ones_like(batch.mask)
-        border[..., 6:-6, 6:-6, 6:-6] = False
-        pooled = [torch.nn.functional.avg_pool3d(one, 8) for one in (wrong, batch.chi)]
-        for name, (a, b) in {
-            "border": (wrong[border], batch.chi[border]),
-            "middle": (wrong[~border], batch.chi[~border]),
-            "large scale": pooled,
-        }.items():
-            error[name].append(a.flatten())
-            truth[name].append(b.flatten())
-    return {
-        f"{name} (%)": 100 * float(torch.cat(error[name]).norm() / torch.cat(truth[name]).norm())
-        for name in error
-    }
-
-
 def main() -> None:
     """Read the section, and run it."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     sections = parser.add_subparsers(required=True)
-    for section in (heads, patches, scales, filtered, grids, shapes):
+    for section in (heads, patches, scales, filtered, grids):
         sub = sections.add_parser(section.__name__, help=section.__doc__)
         sub.set_defaults(section=section)
         if section in (heads, patches, filtered, grids):
@@ -422,9 +348,6 @@ def main() -> None:
             sub.add_argument("--inversions", nargs="+", help="these alone")
         if section is scales:
             sub.add_argument("--edges", type=int, nargs="+", default=(64, 96, 128, 256))
-        if section is shapes:
-            sub.add_argument("--out", type=Path, required=True, help="where trainings are kept")
-            sub.add_argument("--steps", type=int, default=800)
     given = parser.parse_args()
     given.section(given)
 

@@ -3,6 +3,7 @@
 import csv
 import os
 import signal
+import struct
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -10,10 +11,12 @@ from typing import Any
 
 import pytest
 import torch
+from tensorboardX.proto.event_pb2 import Event
 from torch import Tensor, nn
 
 from qsmpipe.cli import main
 from qsmpipe.cli.errors import Exit
+from qsmpipe.cli.train import EVENTS
 from qsmpipe.nets.architectures import ARCHITECTURES, build
 from qsmpipe.nets.cards import load
 from qsmpipe.nets.contract import Contract
@@ -415,6 +418,20 @@ def train(*words: str | Path) -> int:
     return main(["train", *map(str, words)])
 
 
+def events(folder: Path) -> dict[str, dict[int, float]]:
+    """Scalars by name and step; a record is a length and its CRC (12 bytes), an event, a CRC."""
+    found: dict[str, dict[int, float]] = {}
+    for path in sorted(folder.iterdir()):
+        data = path.read_bytes()
+        while data:
+            (length,) = struct.unpack("<Q", data[:8])
+            event = Event.FromString(data[12 : 12 + length])
+            data = data[16 + length :]
+            for value in event.summary.value:
+                found.setdefault(value.tag, {})[event.step] = value.simple_value
+    return found
+
+
 def test_the_command_trains_and_goes_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -430,6 +447,9 @@ def test_the_command_trains_and_goes_on(
     rows = list(csv.DictReader((folder / "curve.csv").open()))
     assert [row["step"] for row in rows] == ["2", "4"]
     assert (folder / "curve.png").read_bytes().startswith(b"\x89PNG")
+    assert events(folder / EVENTS)["nrmse"] == pytest.approx(
+        {int(row["step"]): float(row["nrmse"]) for row in rows}, rel=1e-6
+    )
     model = load(str(folder / EXPORTED), architecture="unet")
     assert model.card.domain.zooms == ((1.0, 1.0),) * 3
     assert model.card.training["validation"]["nrmse_percent"] == pytest.approx(

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from qsmpipe.nets.training.recipe import Data, Recipe
     from qsmpipe.nets.training.trainer import Record, Trainer
 
-CURVE, PICTURE, RECIPE = "curve.csv", "curve.png", "recipe.txt"
+CURVE, PICTURE, EVENTS, RECIPE = "curve.csv", "curve.png", "tensorboard", "recipe.txt"
 """What a training's folder holds beside its checkpoints."""
 
 PLAIN_SECONDS = 30.0
@@ -151,9 +151,15 @@ class TrainingProgress:
         self._task = self._bar.add_task("training", total=steps, note="", completed=trainer.step)
         self._begin, self._from = time.monotonic(), trainer.step
         self._told = self._begin
+        self._folder = trainer.folder
         self._rows = len(trainer.curve)
 
     def __enter__(self) -> Self:
+        from tensorboardX import SummaryWriter
+
+        # Rows of a run that was killed after its last checkpoint are not shown.
+        events = self._folder / EVENTS
+        self._events = SummaryWriter(str(events), purge_step=self._from + 1)
         self._bar.start()
         return self
 
@@ -164,6 +170,7 @@ class TrainingProgress:
         traceback: TracebackType | None,
     ) -> None:
         self._bar.stop()
+        self._events.close()
 
     def __call__(self, trainer: "Trainer") -> None:
         """After a step; new rows of the curve are written."""
@@ -171,6 +178,8 @@ class TrainingProgress:
             self._rows = len(trainer.curve)
             write_curve(trainer.curve, trainer.folder)
             row = trainer.curve[-1]
+            for name in ("learning_rate", "loss", "nrmse", "slope"):
+                self._events.add_scalar(name, getattr(row, name), row.step)
             note = f"loss {row.loss:.4g}, validation {row.nrmse:.1f} %"
             self._bar.update(self._task, note=note)
             self._say(trainer, note)

@@ -172,7 +172,9 @@ class Recipe:
         return "brains" in (self.data.source, (self.validation or self.data).source)
 
 
-def read_recipe(name: str, config: Path | None = None) -> Recipe:
+def read_recipe(
+    name: str, config: Path | None = None, changes: Mapping[str, Any] | None = None
+) -> Recipe:
     """Read a recipe of the package, and change in it what a TOML file says.
 
     Parameters
@@ -182,6 +184,8 @@ def read_recipe(name: str, config: Path | None = None) -> Recipe:
     config : Path, optional
         Its tables and keys take the place of the recipe's; all others stay. The options of a
         network or of a source stay only where it is the same one.
+    changes : mapping, optional
+        The same, after the file's.
 
     Raises
     ------
@@ -195,7 +199,7 @@ def read_recipe(name: str, config: Path | None = None) -> Recipe:
     try:
         if config is not None:
             table = merged(table, tomllib.loads(config.read_text()))
-        return from_table(Recipe, table, "the recipe")
+        return from_table(Recipe, merged(table, changes or {}), "the recipe")
     except OSError as error:
         raise ValueError(f"{where}: {error.strerror}") from error
     except ValueError as error:
