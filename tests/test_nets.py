@@ -397,6 +397,17 @@ def test_mesa_qsm_is_meta_qsm_at_one_voxel_size(training: bool) -> None:
     torch.testing.assert_close(mesa(images), meta(images, ZOOMS))
 
 
+def test_meta_qsm_begins_as_mesa_qsm_at_every_voxel_size() -> None:
+    torch.manual_seed(0)
+    meta, mesa = MetaQSM(width=2, hidden=4).double(), MesaQSM(width=2).double()
+    images = noise(2, 1, 32, 16, 16).double()
+    for layer in layers(mesa, nn.BatchNorm3d):
+        nn.init.normal_(layer.running_mean)
+    meta.eval().begin_as(mesa.eval())
+    for zooms in (ZOOMS, (1.0, 1.0, 1.0)):
+        torch.testing.assert_close(meta(images, zooms), mesa(images))
+
+
 @pytest.mark.parametrize(
     ("zooms", "message"),
     [

@@ -346,6 +346,21 @@ def test_parameters_of_another_training_are_a_start(tmp_path: Path) -> None:
         other.start_from(weights)
 
 
+def test_meta_qsm_starts_from_mesa_qsm(tmp_path: Path) -> None:
+    shape = {"data": {"options": {"shape": [16, 16, 16]}}}
+    mesa = trainer(tmp_path / "mesa", **shape, network={
+        "architecture": "mesa-qsm", "options": {"width": 2, "batch_norm": False},
+    })  # fmt: skip
+    meta = trainer(tmp_path / "meta", **shape, network={
+        "architecture": "meta-qsm", "options": {"width": 2, "hidden": 2, "batch_norm": False},
+    })  # fmt: skip
+    mesa.save(LAST)
+    meta.start_from(tmp_path / "mesa" / LAST)
+    assert meta.validate() == pytest.approx(mesa.validate())
+    meta.run()
+    assert meta.validate() != pytest.approx(mesa.validate())
+
+
 # How the loss is followed
 
 

@@ -275,3 +275,17 @@ class MetaQSM(_Net):
         state |= {name: value for name, value in self.state_dict().items() if name in state}
         mesa.load_state_dict(state)
         return mesa
+
+    @torch.no_grad()
+    def begin_as(self, mesa: MesaQSM) -> None:
+        """Predict the kernels of ``mesa``, of the same options, for every voxel size.
+
+        Training from there has to tell the sizes apart alone.
+        """
+        theirs, own = mesa.state_dict(), self.state_dict()
+        for name, layer in self.named_modules():
+            if isinstance(layer, WPConv):
+                for predictor, predicted in ((layer.kernel, "weight"), (layer.bias, "bias")):
+                    predictor.weight.zero_()
+                    predictor.bias.copy_(theirs[f"{name}.{predicted}"].flatten())
+        self.load_state_dict({name: theirs.get(name, value) for name, value in own.items()})

@@ -349,6 +349,8 @@ class Trainer:
     def start_from(self, path: Path) -> None:
         """Take over the parameters of a checkpoint or of weights, and begin at the first step.
 
+        Meta-QSM takes those of Mesa-QSM as well.
+
         Raises
         ------
         ValueError
@@ -358,6 +360,12 @@ class Trainer:
             state = read_parameters(path)
         else:
             state = torch.load(path, map_location=self.device, weights_only=True)["network"]
+        if isinstance(self.network, MetaQSM):
+            mesa = self.network.at((1.0, 1.0, 1.0))
+            if state.keys() == mesa.state_dict().keys():
+                load_parameters(mesa, state, path)
+                self.network.begin_as(mesa)
+                return
         load_parameters(self.network, state, path)
 
 
