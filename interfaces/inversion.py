@@ -581,6 +581,12 @@ def _voxels(desc: str) -> traits.Range:
     return traits.Range(low=0, value=0, usedefault=True, desc=f"{desc} (voxels); 0: the card's")
 
 
+def _mirror() -> traits.Bool:
+    return traits.Bool(
+        True, usedefault=True, desc="the map is the mean of those of all eight mirror images"
+    )
+
+
 def _sha256() -> traits.Str:
     return traits.Str(desc="hash of the weights: others of the same name are other inputs")
 
@@ -591,6 +597,7 @@ class _NetworkInputSpec(_InversionInputSpec):
     grid = _grid()
     patch = _voxels("edge of the patches that are mapped at a time")
     halo = _voxels("neighbours that a patch reads on every side")
+    mirror = _mirror()
 
 
 class _UNetInputSpec(_NetworkInputSpec):
@@ -651,6 +658,7 @@ class _CPsiNetInputSpec(_PhaseInversionInputSpec):
     grid = _grid()
     patch = _voxels("edge of the patches that are mapped at a time")
     halo = _voxels("neighbours that a patch reads on every side")
+    mirror = _mirror()
 
 
 class CPsiNet(_PhaseInversion):

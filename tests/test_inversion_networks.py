@@ -4,6 +4,7 @@ import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,38 @@ def classical(field: Tensor, mask: Tensor) -> Tensor:
     return tv(field, mask.bool(), (1.0, 1.0, 1.0), lambda_=1e-4).chi
 
 
+once = partial(reconstruct, mirror=False)
 BOTH = {"channels": ("field", "mask")}
+
+
+# Mirror images
+
+
+@pytest.mark.parametrize("patch", [16, WHOLE])
+def test_the_map_of_a_mirror_image_is_the_maps(patch: int) -> None:
+    torch.manual_seed(0)
+    network = build("unet", {"width": 2, "depth": 1}).eval()
+    one = Model("m", network, replace(CARD, contract=Contract()))
+    head = phantom((19, 24, 22), (1.0, 1.0, 1.0))
+    chi, made = reconstruct(one, head.mask, head.zooms, field=head.field, patch=patch)
+    for axes in ((0,), (1, 2)):
+        other = reconstruct(
+            one, head.mask.flip(axes), head.zooms, field=head.field.flip(axes), patch=patch
+        )
+        torch.testing.assert_close(other.chi, chi.flip(axes))
+    single = once(one, head.mask, head.zooms, field=head.field, patch=patch)
+    assert 0 < error(single.chi, chi, head.mask) < 5 * made["mirror_spread"]
+    assert "mirror_spread" not in single.made
+
+
+def test_the_spread_of_mirror_images_is_that_of_their_maps() -> None:
+    ramp = torch.linspace(1, 2, 24).view(24, 1, 1)  # 16 voxels with a halo of 4
+    one = model(lambda image: ramp * image)  # which sees left and right differently
+    mask = torch.ones(16, 16, 16, dtype=torch.bool)
+    chi, made = reconstruct(one, mask, (1.0, 1.0, 1.0), field=0.1 * mask)
+    torch.testing.assert_close(chi, torch.full(mask.shape, 0.15))
+    deviation = float((ramp[4:20] - 1.5).square().mean().sqrt()) / 1.5
+    assert made["mirror_spread"] == pytest.approx(deviation, abs=1e-4)
 
 
 # Weights and cards
@@ -149,7 +181,7 @@ def test_a_foreign_licence_must_be_accepted_by_name(tmp_path: Path) -> None:
 
 def test_what_the_domain_holds_is_not_resampled() -> None:
     head = phantom((37, 41, 35))
-    chi, made = reconstruct(
+    chi, made = once(
         model(classical, **BOTH), head.mask, head.zooms, field=head.field, grid="card"
     )
     torch.testing.assert_close(
@@ -164,8 +196,8 @@ def test_axes_are_exchanged_where_b0_lies_along_another_one(axis: int) -> None:
     order = [2, 1, 0] if axis == 0 else [0, 2, 1]
     b0_direction = tuple(float(n == axis) for n in range(3))
     tissue = model(classical, **BOTH)
-    upright, _ = reconstruct(tissue, head.mask, head.zooms, field=head.field)
-    lying, made = reconstruct(
+    upright, _ = once(tissue, head.mask, head.zooms, field=head.field)
+    lying, made = once(
         tissue,
         head.mask.permute(order),
         head.zooms,
@@ -193,14 +225,14 @@ def test_the_networks_grid_is_upright_and_of_its_voxel_size(
     head = phantom(shape, zooms, tilt=tilt)
     tissue = model(classical, **BOTH)
     with pytest.warns(RuntimeWarning, match="resampled to 1 x 1 x 1 mm"):
-        chi, made = reconstruct(
+        chi, made = once(
             tissue, head.mask, head.zooms, field=head.field, b0_direction=head.b0_direction
         )
     assert made["resampled_to"] == [1.0, 1.0, 1.0]
     assert error(chi, head.chi, head.mask) < within
     assert not chi[~head.mask].any()
     if tilt:
-        blind, _ = reconstruct(
+        blind, _ = once(
             tissue,
             head.mask,
             head.zooms,
@@ -232,7 +264,7 @@ def test_weights_that_learned_too_little_are_told() -> None:
     faint = model(lambda field: field)
     card = replace(faint.card, training={"validation": {"slope": 0.31}})
     with pytest.warns(RuntimeWarning, match="mine find 31% of the susceptibility"):
-        reconstruct(faint._replace(card=card), head.mask, head.zooms, field=head.field)
+        once(faint._replace(card=card), head.mask, head.zooms, field=head.field)
 
 
 def test_patches_and_their_seams_are_told(tmp_path: Path) -> None:
@@ -255,7 +287,7 @@ def test_kernels_are_predicted_for_the_scans_voxel_size() -> None:
     domain = Domain(zooms=((0.5, 1.0), (0.5, 1.0), (1.0, 4.0)))
     card = replace(CARD, domain=domain, patch=WHOLE, halo=8, contract=Contract())
     head = phantom((32, 32, 16), (0.8, 0.9, 2.0))
-    chi, _ = reconstruct(Model("m", network, card), head.mask, head.zooms, field=head.field)
+    chi, _ = once(Model("m", network, card), head.mask, head.zooms, field=head.field)
     known = torch.where(head.mask, head.field, 0)
     x, y, z = (slice(int(w[0]), int(w[-1]) + 1) for w in (
         head.mask.any(dim=d).nonzero() for d in ((1, 2), (0, 2), (0, 1))))  # fmt: skip
@@ -356,11 +388,11 @@ def test_the_field_of_a_phantom_gives_it_back(name: str, tilt: float) -> None:
     """These networks have seen brains or shapes, but no such head of 15 mm."""
     zooms: Zooms = (1.0, 1.0, 1.0)
     head = phantom((40, 38, 41), zooms, tilt=tilt, noise=0.001)
-    found = head.invert(function_of("inversion", name))
+    found = head.invert(function_of("inversion", name), mirror=False)
     assert error(found.chi, head.chi, head.mask) < WORST[name]
     assert not found.chi[~head.mask].any()
     assert found.chosen["weights"] == name
-    again = head.invert(function_of("inversion", name))
+    again = head.invert(function_of("inversion", name), mirror=False)
     assert torch.equal(found.chi, again.chi)
 
 
@@ -388,7 +420,7 @@ def test_the_analytic_field_of_a_ball_gives_its_susceptibility(name: str) -> Non
     r = torch.stack(place).norm(dim=0)
     cosine = sum(d * b for d, b in zip(place, TILTED, strict=True)) / r
     field = torch.where(r > radius, value / 3 * (radius / r) ** 3 * (3 * cosine**2 - 1), 0.0)
-    given: dict[str, Any] = {"b0_direction": TILTED}
+    given: dict[str, Any] = {"b0_direction": TILTED, "mirror": False}
     if NETWORKS[name].starts_from == "phase":
         field = radians_per_ppm(3.0, 0.020) * field[None]
         given |= {"echo_times": [0.020], "field_strength": 3.0}

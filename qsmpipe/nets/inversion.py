@@ -35,6 +35,7 @@ def unet(
     grid: Grid = "card",
     patch: int = 0,
     halo: int = 0,
+    mirror: bool = True,
 ) -> Susceptibility:
     """Invert by a 3D U-Net [1]_ (:class:`.unet.UNet`).
 
@@ -58,12 +59,15 @@ def unet(
     patch, halo : int
         Edge of the patches that are mapped at a time, and neighbours that each reads on every
         side (voxels of the network's grid); 0 for the card's.
+    mirror : bool
+        Whether the map is the mean of those of the images and of their seven mirror images.
 
     Returns
     -------
     Susceptibility
-        ``chosen`` names weights, hash, patches, the seam error that they cost, and the voxel size
-        (mm) that was resampled to, if any.
+        ``chosen`` names weights, hash, patches, the seam error that they cost, how far the maps
+        of mirror images are from their mean, and the voxel size (mm) that was resampled to, if
+        any.
 
     Raises
     ------
@@ -78,7 +82,7 @@ def unet(
     """
     return _from_field(
         "unet", field, mask, zooms, weights=weights, licence=licence,
-        b0_direction=b0_direction, grid=grid, patch=patch, halo=halo,
+        b0_direction=b0_direction, grid=grid, patch=patch, halo=halo, mirror=mirror,
     )  # fmt: skip
 
 
@@ -93,6 +97,7 @@ def qsmgan(
     grid: Grid = "card",
     patch: int = 0,
     halo: int = 0,
+    mirror: bool = True,
 ) -> Susceptibility:
     """Invert by the generator of QSMGAN [1]_ (:class:`.qsmgan.Generator`).
 
@@ -104,7 +109,7 @@ def qsmgan(
     """
     return _from_field(
         "qsmgan", field, mask, zooms, weights=weights, licence=licence,
-        b0_direction=b0_direction, grid=grid, patch=patch, halo=halo,
+        b0_direction=b0_direction, grid=grid, patch=patch, halo=halo, mirror=mirror,
     )  # fmt: skip
 
 
@@ -119,6 +124,7 @@ def si_qsm(
     grid: Grid = "card",
     patch: int = 0,
     halo: int = 0,
+    mirror: bool = True,
 ) -> Susceptibility:
     """Invert by SI-QSM [1]_ (:class:`.si_qsm.SIQSM`), which takes the mask as well.
 
@@ -131,7 +137,7 @@ def si_qsm(
     """
     return _from_field(
         "si-qsm", field, mask, zooms, weights=weights, licence=licence,
-        b0_direction=b0_direction, grid=grid, patch=patch, halo=halo,
+        b0_direction=b0_direction, grid=grid, patch=patch, halo=halo, mirror=mirror,
     )  # fmt: skip
 
 
@@ -146,6 +152,7 @@ def meta_qsm(
     grid: Grid = "card",
     patch: int = 0,
     halo: int = 0,
+    mirror: bool = True,
 ) -> Susceptibility:
     """Invert by Meta-QSM [1]_ (:class:`.meta_qsm.MetaQSM`), whose kernels fit the voxel size.
 
@@ -158,7 +165,7 @@ def meta_qsm(
     """
     return _from_field(
         "meta-qsm", field, mask, zooms, weights=weights, licence=licence,
-        b0_direction=b0_direction, grid=grid, patch=patch, halo=halo,
+        b0_direction=b0_direction, grid=grid, patch=patch, halo=halo, mirror=mirror,
     )  # fmt: skip
 
 
@@ -177,6 +184,7 @@ def cpsi_net(
     grid: Grid = "card",
     patch: int = 0,
     halo: int = 0,
+    mirror: bool = True,
 ) -> Susceptibility:
     """Invert the high-pass filtered phase of SWI by C-Psi-Net [1]_ (:class:`.cpsi_net.CPsiNet`).
 
@@ -201,7 +209,7 @@ def cpsi_net(
         Unit vector along B0 in voxel axes.
     filtered : bool
         Whether the scanner has already filtered the phase.
-    weights, licence, grid, patch, halo
+    weights, licence, grid, patch, halo, mirror
         As for :func:`unet`.
 
     Returns
@@ -231,6 +239,6 @@ def cpsi_net(
         known = high_pass(known, mask, zooms, magnitude=size, b0_direction=b0_direction)
     chi, made = reconstruct(
         model, mask, zooms, filtered=trained / scales[echo] * known,
-        b0_direction=b0_direction, grid=grid, patch=patch, halo=halo,
+        b0_direction=b0_direction, grid=grid, patch=patch, halo=halo, mirror=mirror,
     )  # fmt: skip
     return Susceptibility(chi, None, {"echo": echo + 1, **made})

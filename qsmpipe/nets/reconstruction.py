@@ -1,8 +1,10 @@
 """From the images of a scan to a map by a network, on the network's own grid where it must be."""
 
+import itertools
 import math
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
@@ -12,6 +14,7 @@ from torch import Tensor
 
 from qsmpipe.nets.cards import Domain, Model
 from qsmpipe.nets.common import Network
+from qsmpipe.nets.contract import Contract
 from qsmpipe.nets.meta_qsm import MetaQSM
 from qsmpipe.nets.patches import Tiling, at_once, check_tiling, fitting, in_patches, seam_error
 from qsmpipe.numerics.fourier import Zooms
@@ -34,6 +37,9 @@ CPU_MEMORY = 4 * 2**30
 
 FAINT = 0.9
 """Slope of found on true susceptibility, by the card, below which a map comes with a warning."""
+
+MIRRORS = tuple(axes for count in range(4) for axes in itertools.combinations((-3, -2, -1), count))
+"""Axes along which images may be reversed: a network has not learned quite the same of each."""
 
 FULL_WIDTH = 2 * math.sqrt(2 * math.log(2))
 """Of a Gaussian at half its height, in standard deviations."""
@@ -101,7 +107,8 @@ class Reconstruction(NamedTuple):
     chi: Tensor
     """Susceptibility (ppm), (X, Y, Z); 0 outside the mask."""
     made: dict[str, Any]
-    """Weights and their hash, the grid (mm), patches, seam error."""
+    """Weights and their hash, the grid (mm), patches, seam error, and of the mirror images' maps
+    the root mean square deviation from their mean, as a share of its norm."""
 
 
 @torch.no_grad()
@@ -116,6 +123,7 @@ def reconstruct(
     grid: Grid = "card",
     patch: int = 0,
     halo: int = 0,
+    mirror: bool = True,
 ) -> Reconstruction:
     """Map a scan.
 
@@ -142,6 +150,9 @@ def reconstruct(
     patch, halo : int
         Of the cutting (voxels of the network's grid); 0 for the card's. Patches as large as the
         image or larger are no patches.
+    mirror : bool
+        Whether the map is the mean of those of the images and of their seven mirror images, in
+        which the dipole is the same.
 
     Raises
     ------
@@ -176,8 +187,11 @@ def reconstruct(
     network: Network = model.network.to(stacked.device)
     if isinstance(network, MetaQSM):
         network = network.at(card.domain.alike(frame.zooms))  # it has seen no other voxels
-    output, cut = _cut(network, stacked, patch or card.patch, halo or card.halo)
-    chi = card.contract.susceptibility(output) * inside
+    chi, cut = _mapped(
+        network, card.contract, stacked,
+        patch=patch or card.patch, halo=halo or card.halo, mirror=mirror,
+    )  # fmt: skip
+    chi = chi * inside
     if place is not None:
         chi = resample(
             chi, place.affine, np.eye(4), to=np.diag((x, y, z, 1)), shape=part.shape, mask=inside
@@ -234,18 +248,30 @@ def _tell_grid(frame: Frame, zooms: Zooms) -> None:
     )
 
 
-def _cut(
-    network: Network, images: Tensor, patch: int, halo: int
+def _mapped(
+    network: Network, contract: Contract, images: Tensor, *, patch: int, halo: int, mirror: bool
 ) -> tuple[Tensor, dict[str, float]]:
-    """Output of the network, and how the images were cut."""
+    """Susceptibility, the mean over mirror images, and how it was made."""
     check_tiling(network, Tiling(patch, halo))
     shape = images.shape[-3:]
     if patch >= max(shape):
-        return at_once(network, images, halo=halo), {"patch": patch, "halo": halo}
-    tiling = fitting(network, shape, halo=halo, free=_free(images.device), largest=patch)
-    output = in_patches(network, images, tiling=tiling)
-    seam = seam_error(network, images, tiling=tiling)
-    return output, {"patch": tiling.patch, "halo": halo, "seam_error": round(seam, 4)}
+        cut: dict[str, float] = {"patch": patch, "halo": halo}
+        through = partial(at_once, network, halo=halo)
+    else:
+        tiling = fitting(network, shape, halo=halo, free=_free(images.device), largest=patch)
+        seam = seam_error(network, images, tiling=tiling)
+        cut = {"patch": tiling.patch, "halo": halo, "seam_error": round(seam, 4)}
+        through = partial(in_patches, network, tiling=tiling)
+    if not mirror:
+        return contract.susceptibility(through(images)), cut
+    mean, squares = images.new_zeros(shape), 0.0
+    for axes in MIRRORS:
+        chi = contract.susceptibility(through(images.flip(axes))).flip(axes)
+        mean += chi / len(MIRRORS)
+        squares += chi.square().sum(dtype=torch.float64).item() / len(MIRRORS)
+    norm = mean.square().sum(dtype=torch.float64).item()
+    spread = math.sqrt(max(squares / norm - 1, 0.0)) if norm > 0 else 0.0
+    return mean, {**cut, "mirror_spread": round(spread, 4)}
 
 
 def _free(device: torch.device) -> int:
