@@ -3,6 +3,7 @@
     python benchmarks/deep.py heads --data /tmp/heads       QSMGAN Table 2, Meta-QSM Table 1
     python benchmarks/deep.py patches --data /tmp/heads     QSMGAN Table 1
     python benchmarks/deep.py scales                        SI-QSM Table 3.1
+    python benchmarks/deep.py lesion --data /tmp/heads      SI-QSM Table 3.2: calcification
     python benchmarks/deep.py filtered --data /tmp/heads    C-Psi-Net Table 1
     python benchmarks/deep.py grids --data /tmp/heads       what resampling costs
 
@@ -30,7 +31,14 @@ from torch import Tensor
 
 from qsmpipe.methods import METHODS, function_of
 from qsmpipe.numerics.fourier import Zooms
-from qsmpipe.numerics.metrics import hfen, nrmse, xsim
+from qsmpipe.numerics.metrics import (
+    calcification,
+    detrended_nrmse,
+    hfen,
+    linearity_error,
+    nrmse,
+    xsim,
+)
 from qsmpipe.numerics.operators import Dipole
 from qsmpipe.numerics.swi import high_pass
 from qsmpipe.numerics.units import radians_per_ppm
@@ -50,6 +58,12 @@ CASES: dict[str, tuple[int, Any, float]] = {
     "2 x 2 x 2 mm, B0 tilted by 30 degrees": (14, 2, 30.0),
 }
 """Name to head, voxel edges (mm) and tilt (degrees)."""
+
+DEEP_GREY = ((10, 49), (11, 50), (12, 51), (13, 52))
+"""Labels of thalamus, caudate, putamen and pallidum, left and right."""
+
+STONE = (-1.0, 3.0)
+"""Susceptibility (ppm) and radius (mm) of a calcification."""
 
 SWI = (3.0, 0.020)
 """Field strength (T) and echo time (s) of the filtered phase."""
@@ -190,10 +204,53 @@ def heads(given: argparse.Namespace) -> None:
                 name, (field, mask), zooms, {"b0_direction": b0, **choices}
             )
             label = f"`{name}`" + (", as it is" if choices else "")
-            row = {**scores(found, chi, mask), "s": seconds, "GiB": memory}
+            row = {
+                **scores(found, chi, mask),
+                "detrended (%)": detrended_nrmse(found, chi, mask),
+                "deep grey slope": 1 - linearity_error(found, chi, nuclei(truth)),
+                "s": seconds,
+                "GiB": memory,
+            }
             table.add(label, row)
             print(label, {key: round(value, 3) for key, value in row.items()}, flush=True)
         table.print()
+
+
+def nuclei(truth: Mapping[str, Tensor]) -> Tensor:
+    """Give each deep grey nucleus a number, 0 elsewhere."""
+    regions = torch.zeros_like(truth["labels"], dtype=torch.int32)
+    for number, labels in enumerate(DEEP_GREY, start=1):
+        regions[torch.isin(truth["labels"], torch.tensor(labels)) & truth["mask"]] = number
+    return regions
+
+
+def lesion(given: argparse.Namespace) -> None:
+    """Map a calcification in white matter, whose field is known in closed form."""
+    truth, zooms = truth_of(given.data, 13, 1, 0.0)
+    mask, chi = truth["mask"], truth["chi"].float()
+    white = torch.isin(truth["labels"], torch.tensor([2, 41])) & mask
+    deep = -torch.nn.functional.max_pool3d((~white)[None].float(), 13, 1, 6)[0] == 0
+    place = deep.nonzero()[int(deep.sum()) // 2]
+    x, y, z = torch.meshgrid(*(
+        (torch.arange(n) - int(i)) * zoom
+        for n, i, zoom in zip(mask.shape, place, zooms, strict=True)
+    ), indexing="ij")  # fmt: skip
+    r = (x**2 + y**2 + z**2).sqrt()
+    value, radius = STONE
+    region = r <= radius
+    ball = value / 3 * (radius / r.clamp(min=radius)) ** 3 * (3 * (z / r.clamp(min=0.5)) ** 2 - 1)
+    field = noisy(truth["local"].float(), NOISE) + torch.where(r > radius, ball, 0.0)
+    chi = chi + value * region
+    table = Table("inversion")
+    for name in (*CLASSICAL, *FROM_FIELD):
+        if given.inversions and name not in given.inversions:
+            continue
+        found, _, _ = run(name, (field, mask), zooms, {})
+        moment, streak = calcification(found, chi, mask, region)
+        row = {"moment (%)": moment, "streak (%)": streak, **scores(found, chi, mask)}
+        table.add(f"`{name}`", row)
+        print(name, row, flush=True)
+    table.print()
 
 
 def patches(given: argparse.Namespace) -> None:
@@ -338,13 +395,14 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     sections = parser.add_subparsers(required=True)
-    for section in (heads, patches, scales, filtered, grids):
+    for section in (heads, lesion, patches, scales, filtered, grids):
         sub = sections.add_parser(section.__name__, help=section.__doc__)
         sub.set_defaults(section=section)
-        if section in (heads, patches, filtered, grids):
+        if section is not scales:
             sub.add_argument("--data", type=Path, required=True, help="where heads are kept")
         if section is heads:
             sub.add_argument("--cases", nargs="+", choices=CASES)
+        if section in (heads, lesion):
             sub.add_argument("--inversions", nargs="+", help="these alone")
         if section is scales:
             sub.add_argument("--edges", type=int, nargs="+", default=(64, 96, 128, 256))

@@ -7,7 +7,14 @@ import pytest
 import torch
 from scipy import ndimage, signal
 
-from qsmpipe.numerics.metrics import detrended_nrmse, hfen, nrmse, xsim
+from qsmpipe.numerics.metrics import (
+    calcification,
+    detrended_nrmse,
+    hfen,
+    linearity_error,
+    nrmse,
+    xsim,
+)
 
 METRICS = {"nrmse": nrmse, "detrended": detrended_nrmse, "xsim": xsim, "hfen": hfen}
 PERFECT = {"nrmse": 0.0, "detrended": 0.0, "xsim": 1.0, "hfen": 0.0}
@@ -125,3 +132,37 @@ def test_a_constant_truth_is_refused(metric, maps: tuple[torch.Tensor, ...]) -> 
     recon, truth, mask = maps
     with pytest.raises(ValueError, match="constant or 0"):
         metric(recon, torch.zeros_like(truth), mask)
+
+
+def test_linearity_is_the_slope_of_the_regions_means() -> None:
+    regions = torch.zeros(12, 6, 6, dtype=torch.int32)
+    truth = torch.zeros(12, 6, 6, dtype=torch.float64)
+    for number, (place, value) in enumerate(((0, 0.05), (4, 0.1), (8, 0.2)), start=1):
+        regions[place : place + 3, :, ::number] = number
+        truth[regions == number] = value
+    noise = torch.from_numpy(np.random.default_rng(0).normal(size=truth.shape))
+    assert linearity_error(truth, truth, regions) == pytest.approx(0, abs=1e-12)
+    recon = 0.7 * truth + 0.03 + 0.01 * noise
+    means = [[float(x[regions == number].mean()) for number in (1, 2, 3)] for x in (recon, truth)]
+    line = np.polynomial.Polynomial.fit(means[1], means[0], 1).convert()
+    assert linearity_error(recon, truth, regions) == pytest.approx(1 - line.coef[1])
+    with pytest.raises(ValueError, match="two that differ"):
+        linearity_error(recon, torch.ones_like(truth), regions)
+
+
+def test_a_calcification_and_its_streaks_by_hand() -> None:
+    mask = torch.ones(24, 24, 24, dtype=torch.bool)
+    region = torch.zeros_like(mask)
+    region[10:13, 11:14, 10:13] = True
+    truth = -0.8 * region.double()
+    checks = torch.from_numpy(np.indices(mask.shape).sum(0) % 2 * 0.1 - 0.05)
+    box = torch.zeros_like(mask)
+    box[7:16, 8:17, 7:16] = True  # where the checks lie outside, streaks lie
+    recon = 0.5 * truth + checks * ~box
+    moment, streak = calcification(recon, truth, mask, region)
+    assert moment == pytest.approx(50)
+    assert streak == pytest.approx(100 * 0.05 / 0.4, rel=0.02)
+    assert calcification(truth, truth, mask, region) == pytest.approx((0, 0), abs=1e-9)
+    nothing = calcification(checks, truth, mask, region)
+    assert nothing.moment == pytest.approx(100)
+    assert nothing.streak == math.inf

@@ -1,10 +1,11 @@
 """How far a susceptibility map is from the truth. Every metric says which variant it is.
 
-All take ``(recon, truth, mask)``: maps (X, Y, Z) in ppm and a bool mask; what the maps hold
-outside the mask does not count. They compute in float64 on the CPU.
+All take ``(recon, truth, mask)``, or regions besides: maps (X, Y, Z) in ppm and a bool mask; what
+the maps hold outside the mask does not count. They compute in float64 on the CPU.
 """
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 from scipy import ndimage
@@ -15,6 +16,10 @@ LOG_SIGMA = 1.5
 
 XSIM_SIGMA, XSIM_RADIUS = 1.5, 3
 """Width and half size of XSIM's Gaussian window (voxels)."""
+
+CORE, SHELL = 3, 4
+"""How much wider than a calcification is the box it is looked for in, and the shell around that,
+on each side (voxels)."""
 
 XSIM_CONSTANTS = (0.01**2, 0.001**2)
 """(K L)^2 of XSIM for maps in ppm: K = 0.01 and 0.001, L = 1."""
@@ -92,6 +97,91 @@ def hfen(recon: Tensor, truth: Tensor, mask: Tensor) -> float:
         for image in (r, t)
     ]
     return 100 * _relative(*edges)
+
+
+def linearity_error(recon: Tensor, truth: Tensor, regions: Tensor) -> float:
+    """How far from 1 is the slope of regions' mean susceptibility on their true one [1]_.
+
+    Parameters
+    ----------
+    recon, truth : (X, Y, Z) tensors
+        ppm.
+    regions : (X, Y, Z) int tensor
+        Number of the region, such as a deep nucleus; 0 elsewhere.
+
+    Raises
+    ------
+    ValueError
+        If the grids differ, or there are no two regions of different susceptibility.
+
+    References
+    ----------
+    .. [1] Marques et al. Magn Reson Med 86 (2021) 526, doi:10.1002/mrm.28716
+    """
+    r, t, _ = _arrays(recon, truth, regions != 0)
+    numbers = regions.cpu().numpy()
+    names = np.unique(numbers[numbers != 0])
+    found, true = (np.array([x[numbers == name].mean() for name in names]) for x in (r, t))
+    true = true - true.mean()
+    if not np.any(np.abs(true) > 0):
+        msg = "all regions have the same true susceptibility: a slope needs two that differ"
+        raise ValueError(msg)
+    return float(abs(1 - true @ found / (true @ true)))
+
+
+class Calcification(NamedTuple):
+    """What a map makes of a calcification, or of a bleeding turned negative."""
+
+    moment: float
+    """Difference of the found and the true sum of susceptibility over that one (%)."""
+    streak: float
+    """Standard deviation around it of what is no line of the truth, over the mean susceptibility
+    that was found in it (%)."""
+
+
+def calcification(recon: Tensor, truth: Tensor, mask: Tensor, region: Tensor) -> Calcification:
+    """Moment of a calcification and the streaks around it [1]_.
+
+    The calcification is looked for in the map in the box around ``region``, 3 voxels wider: there
+    is susceptibility below the first of 0, -0.01, ... ppm below which nothing lies in the shell of
+    4 voxels around the box. In that shell the streaks are measured. The challenge gives the
+    moment's difference in ppm; here it is a share of the true one.
+
+    Parameters
+    ----------
+    recon, truth : (X, Y, Z) tensors
+        ppm.
+    mask, region : (X, Y, Z) bool tensors
+        Brain, and the calcification in it.
+
+    Raises
+    ------
+    ValueError
+        If the grids differ or the region is empty.
+
+    References
+    ----------
+    .. [1] Marques et al. Magn Reson Med 86 (2021) 526, doi:10.1002/mrm.28716
+    """
+    r, t, inside = _arrays(recon, truth, mask)
+    _, _, lesion = _arrays(recon, truth, region)
+    box, around = (_grown(lesion, by) for by in (CORE, CORE + SHELL))
+    shell = around & ~box & inside
+    threshold = min(0.0, math.floor(100 * r[shell].min()) / 100)
+    found = r[box & inside & (r < threshold)]
+    true = t[lesion].sum()
+    moment = 100 * abs(found.sum() / true - 1)
+    known = np.stack([t[shell], np.ones(shell.sum())], axis=1)
+    rest = r[shell] - known @ np.linalg.lstsq(known, r[shell])[0]
+    streak = 100 * rest.std() / abs(found.mean()) if found.size else math.inf
+    return Calcification(float(moment), float(streak))
+
+
+def _grown(region: np.ndarray, by: int) -> np.ndarray:
+    """Box around a region, wider by so many voxels on each side."""
+    box = np.zeros_like(region)
+    box[tuple(slice(max(n.min() - by, 0), n.max() + by + 1) for n in region.nonzero())] = True
+    return box
 
 
 def _relative(r: np.ndarray, t: np.ndarray) -> float:
