@@ -261,7 +261,7 @@ def patches(given: argparse.Namespace) -> None:
     mask, chi = truth["mask"][box], truth["chi"].float()[box]
     field = noisy(truth["local"].float(), NOISE)[box] * mask
     table = Table("input -> output")
-    for patch in (16, 32, 48, 64):
+    for patch in (16, 32, 48, 96):
         for halo in (8, 16, 24):
             choices = {"patch": patch, "halo": halo, "grid": "native"}
             found, seconds, _ = run("qsmgan", (field, mask), zooms, choices)

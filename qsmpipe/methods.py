@@ -385,7 +385,7 @@ METHODS: dict[str, dict[str, Method]] = {
         "unet": Method(
             "nets.inversion:unet",
             "UNet",
-            "network: 3D U-Net, trained on random shapes",
+            "network: 3D U-Net, of the kind of DeepQSM and QSMnet",
             "Susceptibility was computed by a 3D U-Net (weights {weights}).",
             ("bollmann2019", "ronneberger2015"),
             trained=True,

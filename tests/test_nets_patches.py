@@ -55,10 +55,18 @@ def image(*shape: int, channels: int = 1) -> Tensor:
 @pytest.mark.parametrize("shape", [(17, 8, 31), (1, 1, 1), (16, 16, 16)])
 def test_patches_give_each_voxel_once(shape: tuple[int, int, int]) -> None:
     count = torch.zeros(shape)
-    for patch in patches(shape, Tiling(8, 4)):
+    for patch in patches(shape, Tiling(8, 4).edges(shape, 2), 4):
         count[patch.place] += 1
         assert tuple(place.start - 4 for place in patch.place) == patch.start
     assert (count == 1).all()
+
+
+def test_patches_share_an_axis_evenly_and_no_flat_image_is_read_as_a_cube() -> None:
+    assert Tiling(96, 16).edges((140, 175, 20), 8) == (72, 88, 24)
+    assert Tiling(16, 4).edges((32, 33, 16), 4) == (16, 12, 16)
+    network = Sum()
+    in_patches(network, image(30, 21, 5), tiling=Tiling(16, 4))
+    assert set(network.seen) == {(1, 1, 24, 20, 16)}
 
 
 @pytest.mark.parametrize("make", SHALLOW.values(), ids=SHALLOW)
@@ -125,9 +133,10 @@ def test_memory_per_voxel_is_that_of_the_feature_maps() -> None:
 def test_patches_fit_into_memory(free: int) -> None:
     network, shape = UNet(width=4, depth=2), (100, 60, 40)
     tiling = fitting(network, shape, halo=8, free=free)
-    taken = tiling.batch * tiling.edge**3 * bytes_per_voxel(network)
+    edge = tiling.patch + 2 * tiling.halo
+    taken = tiling.batch * edge**3 * bytes_per_voxel(network)
     assert taken <= free / 2 or tiling == Tiling(4, 8)
-    larger = bytes_per_voxel(network) * (tiling.edge + 4) ** 3 > free / 2
+    larger = bytes_per_voxel(network) * (edge + 4) ** 3 > free / 2
     assert larger or tiling.patch == 100
     assert tiling.batch <= math.prod(math.ceil(n / tiling.patch) for n in shape)
 

@@ -32,7 +32,8 @@ class Tiling:
     Attributes
     ----------
     patch : int
-        Edge of what each patch gives (voxels): patches lie side by side without overlap.
+        Longest edge of what each patch gives (voxels): patches lie side by side without overlap,
+        and share each axis evenly.
     halo : int
         Neighbours on each side that it reads beyond that: the image's own, zeros only beyond the
         image.
@@ -44,10 +45,10 @@ class Tiling:
     halo: int
     batch: int = 1
 
-    @property
-    def edge(self) -> int:
-        """Edge of what each patch reads."""
-        return self.patch + 2 * self.halo
+    def edges(self, shape: Sequence[int], stride: int = 1) -> Shape:
+        """Edges of what each patch of an image of ``shape`` gives, multiples of ``stride``."""
+        x, y, z = (math.ceil(n / math.ceil(n / self.patch) / stride) * stride for n in shape)
+        return x, y, z
 
 
 class Patch(NamedTuple):
@@ -59,13 +60,14 @@ class Patch(NamedTuple):
     """What it gives, in the image."""
 
 
-def patches(shape: Sequence[int], tiling: Tiling) -> Iterator[Patch]:
+def patches(shape: Sequence[int], edges: Sequence[int], halo: int) -> Iterator[Patch]:
     """Cut ``shape`` (X, Y, Z); the last patch along an axis may give more than there is."""
-    corners = (range(0, n, tiling.patch) for n in shape)
+    corners = (range(0, n, edge) for n, edge in zip(shape, edges, strict=True))
     for corner in itertools.product(*corners):
-        i, j, k = (n - tiling.halo for n in corner)
+        i, j, k = (n - halo for n in corner)
         x, y, z = (
-            slice(n, min(n + tiling.patch, size)) for n, size in zip(corner, shape, strict=True)
+            slice(n, min(n + edge, size))
+            for n, edge, size in zip(corner, edges, shape, strict=True)
         )
         yield Patch((i, j, k), (x, y, z))
 
@@ -153,9 +155,11 @@ def _in_patches(
 ) -> Tensor:
     result = images.new_zeros(images.shape[-3:])
     centre = (..., *(slice(tiling.halo - network.crop, None),) * 3)
-    waiting = patches(result.shape, tiling)
+    edges = tiling.edges(result.shape, network.stride)
+    read_edges = [edge + 2 * tiling.halo for edge in edges]
+    waiting = patches(result.shape, edges, tiling.halo)
     while group := list(itertools.islice(waiting, tiling.batch)):
-        read = torch.stack([_read(images, patch.start, tiling.edge) for patch in group])
+        read = torch.stack([_read(images, patch.start, read_edges) for patch in group])
         given = network(read, *condition)[:, 0][centre]
         for patch, values in zip(group, given, strict=True):
             x, y, z = (slice(place.stop - place.start) for place in patch.place)
@@ -172,11 +176,11 @@ def _smaller(tiling: Tiling, stride: int) -> Tiling | None:
     return None
 
 
-def _read(images: Tensor, start: Sequence[int], edge: int) -> Tensor:
-    """Cut a cube out of (channels, X, Y, Z), zeros beyond the image."""
+def _read(images: Tensor, start: Sequence[int], edges: Sequence[int]) -> Tensor:
+    """Cut a cuboid out of (channels, X, Y, Z), zeros beyond the image."""
     padding: list[int] = []
     cut = []
-    for first, size in zip(start, images.shape[-3:], strict=True):
+    for first, edge, size in zip(start, edges, images.shape[-3:], strict=True):
         low, high = max(first, 0), min(first + edge, size)
         cut.append(slice(low, high))
         padding = [low - first, first + edge - high, *padding]
