@@ -36,6 +36,8 @@ class Domain:
     ----------
     zooms : tuple of 3 ranges
         Voxel size along each axis (mm).
+    together : int
+        So many axes, counted from the first, have the same size.
     tilt : float
         Largest angle between B0 and the third axis (degrees).
     radians_per_ppm : float
@@ -43,13 +45,20 @@ class Domain:
     """
 
     zooms: tuple[Range, Range, Range]
+    together: int = 1
     tilt: float = 0.0
     radians_per_ppm: float = 0.0
 
     def nearest(self, zooms: Zooms) -> Zooms:
-        """Voxel size (mm) in the domain that is nearest to another one."""
+        """Voxel size (mm) in the domain that is nearest to another one, rather smaller.
+
+        >>> Domain(zooms=((0.8, 2.0),) * 3, together=3).nearest((1.0, 1.0, 3.0))
+        (1.0, 1.0, 1.0)
+        """
+        shared = [min(zooms[: self.together])] * self.together
+        wanted = (*shared, *zooms[self.together :])
         x, y, z = (
-            min(max(zoom, low), high) for zoom, (low, high) in zip(zooms, self.zooms, strict=True)
+            min(max(zoom, low), high) for zoom, (low, high) in zip(wanted, self.zooms, strict=True)
         )
         return x, y, z
 
