@@ -190,6 +190,26 @@ def test_what_the_domain_holds_is_not_resampled() -> None:
     assert "resampled_to" not in made
 
 
+@pytest.mark.parametrize(
+    ("zooms", "tilt", "wanted"),
+    [
+        ((2.0, 2.0, 2.0), 0.0, None),
+        ((0.9, 0.93, 0.9), 0.0, None),
+        ((2.0, 2.0, 2.0), TILT, (2.0, 2.0, 2.0)),
+        ((1.0, 1.0, 3.0), 0.0, (1.0, 1.0, 1.0)),
+        ((0.5, 0.5, 0.5), 0.0, (0.8, 0.8, 0.8)),
+        ((3.0, 2.5, 4.0), 0.0, (2.0, 2.0, 2.0)),
+    ],
+)
+def test_a_domain_of_cubes_takes_cubes_of_any_size_in_it(
+    zooms: Zooms, tilt: float, wanted: Zooms | None
+) -> None:
+    cubes = Domain(zooms=((0.8, 2.0),) * 3, together=3)
+    frame = Frame.of(zooms, (math.sin(tilt), 0.0, math.cos(tilt)), cubes, "card")
+    assert (frame.turn is None) == (wanted is None)
+    assert frame.zooms == (wanted or zooms)
+
+
 @pytest.mark.parametrize("axis", [0, 1])
 def test_axes_are_exchanged_where_b0_lies_along_another_one(axis: int) -> None:
     head = phantom((37, 41, 35))

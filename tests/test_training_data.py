@@ -25,10 +25,11 @@ from qsmpipe.nets.training.brains import (
 from qsmpipe.nets.training.dataset import Samples
 from qsmpipe.nets.training.draws import Draws
 from qsmpipe.nets.training.heads import LabelMap, load_heads
-from qsmpipe.nets.training.measure import Measurement, phase_noise, surroundings
+from qsmpipe.nets.training.measure import FAST_RADII, Measurement, phase_noise, surroundings
 from qsmpipe.nets.training.sample import Sample, Scan, Scans, stack
 from qsmpipe.nets.training.shapes import Shapes
 from qsmpipe.nets.training.solids import Kind, Solid, draw_solids
+from qsmpipe.numerics.background import vsharp
 from qsmpipe.numerics.fourier import Shape, Zooms
 from qsmpipe.numerics.kernels import dipole
 from qsmpipe.numerics.operators import Dipole
@@ -362,6 +363,9 @@ def test_a_background_removal_leaves_little_and_costs_the_edge() -> None:
     assert 0 < left.std() < 0.3 * around.std()
     for image in (measured.field, measured.chi):
         assert image[~mask].abs().max() == 0
+    # The local field is all there: what came to it is what is left of the background alone.
+    alone = vsharp(measured.background, clean.mask, clean.scan.zooms, radii=FAST_RADII)
+    torch.testing.assert_close(left, alone.field[mask], rtol=1e-4, atol=1e-6)
 
 
 def test_the_background_of_a_head_is_removed(brains: Brains) -> None:
