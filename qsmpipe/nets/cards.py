@@ -249,6 +249,7 @@ def load(
         raise ValueError(msg)
     network = build(card.network.architecture, card.network.options)
     load_parameters(network, read_parameters(path), path)
+    network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]  # faster
     check_tiling(network, Tiling(card.patch, card.halo))
     return Model(weights, network.eval(), card)
 
