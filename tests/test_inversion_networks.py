@@ -430,7 +430,7 @@ def test_the_phase_of_a_phantom_gives_it_back() -> None:
 def test_the_analytic_field_of_a_ball_gives_its_susceptibility(name: str) -> None:
     """Closed form, not our own dipole: tilted by 30 degrees, anisotropic, odd sizes.
 
-    Bounds are wide: these weights find between 0.6 and 1.25 of it.
+    Bounds are wide: these weights find between 0.75 and 1.35 of it.
     """
     shape, zooms, radius, value = (35, 33, 23), (1.0, 1.0, 1.5), 5.0, 0.1
     axes = [(torch.arange(n) - n / 2) * zoom for n, zoom in zip(shape, zooms, strict=True)]
@@ -447,7 +447,7 @@ def test_the_analytic_field_of_a_ball_gives_its_susceptibility(name: str) -> Non
     chi = function_of("inversion", name)(field, mask, zooms, **given).chi
     around = chi[mask & (r > radius + 1.5)]
     found = (chi[r < radius - 1].mean() - around.mean()).item() / value
-    assert 0.5 < found < 1.3
+    assert 0.5 < found < 1.4
     assert around.std() < 0.1 * value
 
 
