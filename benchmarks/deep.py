@@ -268,6 +268,7 @@ def patches(given: argparse.Namespace) -> None:
             edges = discontinuity(found, chi, mask, patch)
             row = {**scores(found, chi, mask), "edge (%)": edges, "s": seconds}
             table.add(f"{patch + 2 * halo} -> {patch}", row)
+            print(patch + 2 * halo, patch, row, flush=True)
     table.print()
 
 
