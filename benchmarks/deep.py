@@ -30,7 +30,9 @@ from heads import write_head
 from torch import Tensor
 
 from qsmpipe.methods import METHODS, function_of
+from qsmpipe.nets.training.analytic import sphere
 from qsmpipe.numerics.fourier import Zooms
+from qsmpipe.numerics.kernels import AXIAL
 from qsmpipe.numerics.metrics import (
     calcification,
     detrended_nrmse,
@@ -231,15 +233,13 @@ def lesion(given: argparse.Namespace) -> None:
     white = torch.isin(truth["labels"], torch.tensor([2, 41])) & mask
     deep = -torch.nn.functional.max_pool3d((~white)[None].float(), 13, 1, 6)[0] == 0
     place = deep.nonzero()[int(deep.sum()) // 2]
-    x, y, z = torch.meshgrid(*(
+    x, y, z = (
         (torch.arange(n) - int(i)) * zoom
         for n, i, zoom in zip(mask.shape, place, zooms, strict=True)
-    ), indexing="ij")  # fmt: skip
-    r = (x**2 + y**2 + z**2).sqrt()
+    )
     value, radius = STONE
-    region = r <= radius
-    ball = value / 3 * (radius / r.clamp(min=radius)) ** 3 * (3 * (z / r.clamp(min=0.5)) ** 2 - 1)
-    field = noisy(truth["local"].float(), NOISE) + torch.where(r > radius, ball, 0.0)
+    region, ball = sphere((x[:, None, None], y[:, None], z), radius, AXIAL)
+    field = noisy(truth["local"].float(), NOISE) + value * ball
     chi = chi + value * region
     table = Table("inversion")
     for name in (*CLASSICAL, *FROM_FIELD):

@@ -23,7 +23,7 @@ from heads import HEADS
 from torch import Tensor
 
 from qsmpipe import images
-from qsmpipe.nets.meta_qsm import MetaQSM
+from qsmpipe.cli.train import TrainingProgress
 from qsmpipe.nets.tables import from_table, merged
 from qsmpipe.nets.training.dataset import Samples
 from qsmpipe.nets.training.heads import LabelMap, Purpose, load_heads
@@ -62,15 +62,9 @@ def trained(recipe: Recipe, folder: Path, *, start: Path | None = None) -> Train
         trainer.resume(folder / LAST)
     elif start is not None:
         trainer.start_from(start)
-    told = len(trainer.curve)
-
-    def tell(trainer: Trainer) -> None:
-        nonlocal told
-        if len(trainer.curve) > told:
-            told = len(trainer.curve)
-            print(folder.name, trainer.curve[-1], flush=True)
-
-    trainer.run(after_step=tell)
+    print(folder.name, flush=True)
+    with TrainingProgress(trainer) as progress:
+        trainer.run(after_step=progress)
     trainer.resume(folder / BEST)
     trainer.network.eval()
     return trainer
@@ -79,14 +73,12 @@ def trained(recipe: Recipe, folder: Path, *, start: Path | None = None) -> Train
 @torch.no_grad()
 def maps(trainer: Trainer, samples: Samples) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Map unseen samples: the network's maps, their truth and masks, without what it crops."""
-    contract, network = trainer.recipe.contract, trainer.network
+    crop = trainer.network.crop
     for n in range(UNSEEN):
         batch = samples.batch([n])
-        seen = contract.images(field=batch.field, mask=batch.mask, filtered=batch.filtered)
-        condition = (batch.zooms,) if isinstance(network, MetaQSM) else ()
-        found = contract.susceptibility(network(seen, *condition))
-        x, y, z = (slice(network.crop, size - network.crop) for size in seen.shape[-3:])
-        yield found[0, 0], batch.chi[0, 0, x, y, z], batch.mask[0, 0, x, y, z]
+        found, seen = trainer.map(batch)
+        x, y, z = (slice(crop, size - crop) for size in batch.chi.shape[-3:])
+        yield found[0, 0], batch.chi[0, 0, x, y, z], seen.mask[0, 0]
 
 
 def put_scores(table: Table, name: str, trainer: Trainer, samples: Samples) -> None:

@@ -30,6 +30,39 @@ class Phantom(NamedTuple):
         return method(field, mask, zooms, b0_direction=b0_direction, **choices)
 
 
+class Ball(NamedTuple):
+    """A lone ball in a head of 14 mm, its field in closed form."""
+
+    field: Tensor
+    mask: Tensor
+    zooms: Zooms
+    r: Tensor
+    """Distance from its centre (mm)."""
+
+    def found(self, chi: Tensor) -> tuple[float, float]:
+        """Share of its susceptibility that a map holds, and the deviation around it likewise."""
+        around = chi[self.mask & (self.r > BALL_RADIUS + 1.5)]
+        inside = chi[self.r < BALL_RADIUS - 1].mean()
+        return (inside - around.mean()).item() / BALL, around.std().item() / BALL
+
+
+BALL, BALL_RADIUS = 0.1, 5.0
+"""Susceptibility (ppm) and radius (mm) of the lone ball."""
+
+
+def lone_ball() -> Ball:
+    """Closed form, not our own dipole: tilted by 30 degrees, anisotropic, odd sizes."""
+    shape, zooms = (35, 33, 23), (1.0, 1.0, 1.5)
+    axes = [(torch.arange(n) - n / 2) * zoom for n, zoom in zip(shape, zooms, strict=True)]
+    x, y, z = torch.meshgrid(*axes, indexing="ij")
+    place = (x - 2.3, y + 1.6, z - 1.2)
+    r = torch.stack(place).norm(dim=0)
+    cosine = sum(d * b for d, b in zip(place, TILTED, strict=True)) / r
+    outside = BALL / 3 * (BALL_RADIUS / r) ** 3 * (3 * cosine**2 - 1)
+    field = torch.where(r > BALL_RADIUS, outside, 0.0)
+    return Ball(field, x**2 + y**2 + z**2 < 14**2, zooms, r)
+
+
 SOURCES = (
     (0.10, 6.0, (-5.0, 2.0, 0.0)),
     (-0.06, 5.0, (6.0, -3.0, 2.0)),

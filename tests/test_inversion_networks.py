@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from nipype.interfaces.base import isdefined
-from phantoms import TILT, TILTED, error, phantom
+from phantoms import TILT, TILTED, error, lone_ball, phantom
 from torch import Tensor, nn
 
 from qsmpipe import images
@@ -432,23 +432,15 @@ def test_the_analytic_field_of_a_ball_gives_its_susceptibility(name: str) -> Non
 
     Bounds are wide: these weights find between 0.75 and 1.35 of it.
     """
-    shape, zooms, radius, value = (35, 33, 23), (1.0, 1.0, 1.5), 5.0, 0.1
-    axes = [(torch.arange(n) - n / 2) * zoom for n, zoom in zip(shape, zooms, strict=True)]
-    x, y, z = torch.meshgrid(*axes, indexing="ij")
-    mask = x**2 + y**2 + z**2 < 14**2
-    place = (x - 2.3, y + 1.6, z - 1.2)
-    r = torch.stack(place).norm(dim=0)
-    cosine = sum(d * b for d, b in zip(place, TILTED, strict=True)) / r
-    field = torch.where(r > radius, value / 3 * (radius / r) ** 3 * (3 * cosine**2 - 1), 0.0)
-    given: dict[str, Any] = {"b0_direction": TILTED, "mirror": False}
+    ball = lone_ball()
+    field, given = ball.field, {"b0_direction": TILTED, "mirror": False}
     if NETWORKS[name].starts_from == "phase":
         field = radians_per_ppm(3.0, 0.020) * field[None]
         given |= {"echo_times": [0.020], "field_strength": 3.0}
-    chi = function_of("inversion", name)(field, mask, zooms, **given).chi
-    around = chi[mask & (r > radius + 1.5)]
-    found = (chi[r < radius - 1].mean() - around.mean()).item() / value
+    chi = function_of("inversion", name)(field, ball.mask, ball.zooms, **given).chi
+    found, spread = ball.found(chi)
     assert 0.5 < found < 1.4
-    assert around.std() < 0.1 * value
+    assert spread < 0.1
 
 
 @pytest.mark.parametrize("name", NETWORKS)

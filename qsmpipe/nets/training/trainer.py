@@ -272,18 +272,22 @@ class Trainer:
         self.network.eval()
         error = truth = product = 0.0
         for batch in self._validation_batches():
-            seen = self._seen(batch)
-            with self._precision():
-                output = self.network(seen.images, *seen.condition)
-            contract = self.recipe.contract
-            found = contract.susceptibility(output.float())[seen.mask].double()
-            true = contract.susceptibility(seen.target)[seen.mask].double()
+            found, seen = self.map(batch)
+            found = found[seen.mask].double()
+            true = self.recipe.contract.susceptibility(seen.target)[seen.mask].double()
             error += (found - true).square().sum().item()
             truth += true.square().sum().item()
             product += (found * true).sum().item()
         if truth == 0:
             raise ValueError("the validation samples hold no susceptibility: take other ones")
         return 100 * (error / truth) ** 0.5, product / truth
+
+    def map(self, batch: Batch) -> tuple[Tensor, StepBatch]:
+        """Susceptibility (ppm) that the network finds in a batch, and what it was shown of it."""
+        seen = self._seen(batch)
+        with self._precision():
+            output = self.network(seen.images, *seen.condition)
+        return self.recipe.contract.susceptibility(output.float()), seen
 
     def _validation_batches(self) -> Iterator[Batch]:
         """Give the same samples each time; they are made once."""
