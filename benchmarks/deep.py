@@ -182,11 +182,12 @@ def truth_of(data: Path, head: int, voxel: Any, tilt: float) -> tuple[dict[str, 
     )  # fmt: skip
 
 
-def variants(networks: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Networks on the grid of their card, and on the scan's own."""
-    for name in networks:
+def variants(inversions: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Inversions as they are by default, and networks on the scan's own grid besides."""
+    for name in inversions:
         yield name, {}
-        yield name, {"grid": "native"}
+        if name in FROM_FIELD:
+            yield name, {"grid": "native"}
 
 
 def heads(given: argparse.Namespace) -> None:
@@ -199,9 +200,7 @@ def heads(given: argparse.Namespace) -> None:
         b0 = tuple(truth["b0_direction"].tolist())
         print(f"\nHead {head}, {case}")
         table = Table("inversion")
-        for name, choices in [*((name, {}) for name in CLASSICAL), *variants(FROM_FIELD)]:
-            if given.inversions and name not in given.inversions:
-                continue
+        for name, choices in variants(given.inversions):
             found, seconds, memory = run(
                 name, (field, mask), zooms, {"b0_direction": b0, **choices}
             )
@@ -242,9 +241,7 @@ def lesion(given: argparse.Namespace) -> None:
     field = noisy(truth["local"].float(), NOISE) + value * ball
     chi = chi + value * region
     table = Table("inversion")
-    for name in (*CLASSICAL, *FROM_FIELD):
-        if given.inversions and name not in given.inversions:
-            continue
+    for name in given.inversions:
         found, _, _ = run(name, (field, mask), zooms, {})
         moment, streak = calcification(found, chi, mask, region)
         row = {"moment (%)": moment, "streak (%)": streak, **scores(found, chi, mask)}
@@ -404,7 +401,8 @@ def main() -> None:
         if section is heads:
             sub.add_argument("--cases", nargs="+", choices=CASES)
         if section in (heads, lesion):
-            sub.add_argument("--inversions", nargs="+", help="these alone")
+            every = (*CLASSICAL, *FROM_FIELD)
+            sub.add_argument("--inversions", nargs="+", choices=every, default=every)
         if section is scales:
             sub.add_argument("--edges", type=int, nargs="+", default=(64, 96, 128, 256))
     given = parser.parse_args()

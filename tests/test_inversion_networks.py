@@ -204,7 +204,7 @@ def test_what_the_domain_holds_is_not_resampled() -> None:
 def test_a_domain_of_cubes_takes_cubes_of_any_size_in_it(
     zooms: Zooms, tilt: float, wanted: Zooms | None
 ) -> None:
-    cubes = Domain(zooms=((0.8, 2.0),) * 3, together=3)
+    cubes = Domain(zooms=((0.8, 2.0),) * 3, alike=3)
     frame = Frame.of(zooms, (math.sin(tilt), 0.0, math.cos(tilt)), cubes, "card")
     assert (frame.turn is None) == (wanted is None)
     assert frame.zooms == (wanted or zooms)

@@ -36,7 +36,7 @@ class Domain:
     ----------
     zooms : tuple of 3 ranges
         Voxel size along each axis (mm).
-    together : int
+    alike : int
         So many axes, counted from the first, have the same size.
     tilt : float
         Largest angle between B0 and the third axis (degrees).
@@ -45,27 +45,27 @@ class Domain:
     """
 
     zooms: tuple[Range, Range, Range]
-    together: int = 1
+    alike: int = 1
     tilt: float = 0.0
     radians_per_ppm: float = 0.0
 
     def nearest(self, zooms: Zooms) -> Zooms:
         """Voxel size (mm) in the domain that is nearest to another one, rather smaller.
 
-        >>> Domain(zooms=((0.8, 2.0),) * 3, together=3).nearest((1.0, 1.0, 3.0))
+        >>> Domain(zooms=((0.8, 2.0),) * 3, alike=3).nearest((1.0, 1.0, 3.0))
         (1.0, 1.0, 1.0)
         """
-        shared = [min(zooms[: self.together])] * self.together
-        wanted = (*shared, *zooms[self.together :])
+        shared = [min(zooms[: self.alike])] * self.alike
+        wanted = (*shared, *zooms[self.alike :])
         x, y, z = (
             min(max(zoom, low), high) for zoom, (low, high) in zip(wanted, self.zooms, strict=True)
         )
         return x, y, z
 
-    def alike(self, zooms: Zooms) -> Zooms:
+    def same_shape(self, zooms: Zooms) -> Zooms:
         """Voxel size (mm) in the domain of nearly the same shape: a dipole has no size.
 
-        >>> Domain(zooms=((0.5, 1.0), (0.5, 1.0), (1.0, 4.0))).alike((4.0, 4.0, 8.0))
+        >>> Domain(zooms=((0.5, 1.0), (0.5, 1.0), (1.0, 4.0))).same_shape((4.0, 4.0, 8.0))
         (1.0, 1.0, 2.0)
         """
         factor = max(zoom / high for zoom, (_, high) in zip(zooms, self.zooms, strict=True))

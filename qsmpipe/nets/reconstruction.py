@@ -186,7 +186,7 @@ def reconstruct(
     )
     network: Network = model.network.to(stacked.device)
     if isinstance(network, MetaQSM):
-        network = network.at(card.domain.alike(frame.zooms))  # it has seen no other voxels
+        network = network.at(card.domain.same_shape(frame.zooms))  # it has seen no other voxels
     chi, cut = _mapped(
         network, card.contract, stacked,
         patch=patch or card.patch, halo=halo or card.halo, mirror=mirror,

@@ -88,7 +88,7 @@ def _domain(recipe: Recipe) -> Domain:
     strength, time = median_high(scans.field_strengths), fmean(scans.echo_time)
     return Domain(
         zooms=(x, y, z),
-        together=scans.alike,
+        alike=scans.alike,
         tilt=scans.tilt,
         radians_per_ppm=radians_per_ppm(strength, time) if takes_phase else 0.0,
     )
