@@ -67,6 +67,9 @@ DEEP_GREY = ((10, 49), (11, 50), (12, 51), (13, 52))
 STONE = (-1.0, 3.0)
 """Susceptibility (ppm) and radius (mm) of a calcification."""
 
+ONE_IMAGE = {"grid": "native", "mirror": False}
+"""Networks as in the papers: neither resampled nor the mean of mirror images."""
+
 SWI = (3.0, 0.020)
 """Field strength (T) and echo time (s) of the filtered phase."""
 
@@ -260,7 +263,7 @@ def patches(given: argparse.Namespace) -> None:
     table = Table("input -> output")
     for patch in (16, 32, 48, 96):
         for halo in (8, 16, 24):
-            choices = {"patch": patch, "halo": halo, "grid": "native"}
+            choices = {"patch": patch, "halo": halo, **ONE_IMAGE}
             found, seconds, _ = run("qsmgan", (field, mask), zooms, choices)
             edges = discontinuity(found, chi, mask, patch)
             row = {**scores(found, chi, mask), "edge (%)": edges, "s": seconds}
@@ -294,7 +297,7 @@ def scales(given: argparse.Namespace) -> None:
         row = {}
         for edge in given.edges:
             field, mask, chi = phantom(edge)
-            choices = {"grid": "native"} if name in FROM_FIELD else {}
+            choices = ONE_IMAGE if name in FROM_FIELD else {}
             found, _, _ = run(name, (field, mask), (1.0, 1.0, 1.0), choices)
             row[f"{edge}^3"] = scores(found, chi, mask)["NRMSE (%)"]
         table.add(f"`{name}`", row)

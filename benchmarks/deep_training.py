@@ -106,19 +106,28 @@ RESOLUTIONS = ((0.5, 0.5, 2.0), (0.76, 0.76, 3.0))
 
 
 def resolutions(given: argparse.Namespace) -> None:
-    """Compare Meta-QSM, of any voxel size, and Mesa-QSM, of one, at that one."""
-    steps = schedule(given.steps)
-    meta = read("meta-qsm", steps)
-    plain = {key: value for key, value in meta.network.options.items() if key != "hidden"}
-    network = {"network": {"architecture": "mesa-qsm", "options": plain}}
+    """Compare networks of any voxel size and Mesa-QSM of one, at that one.
+
+    Meta-QSM begins as Mesa-QSM of any voxel size, as the weights that come with qsmpipe.
+    """
+
+    def mesa(name: str, *changes: Changes) -> Trainer:
+        table = reduce(merged, changes, dict(schedule(given.steps)))
+        recipe = read_recipe("meta-qsm", CONFIGURATIONS / "mesa-qsm.toml", table)
+        return trained(recipe, given.out / name)
+
+    any_size = mesa("mesa")
+    start = given.out / "mesa" / BEST
+    meta = trained(read("meta-qsm", schedule(given.steps)), given.out / "meta", start=start)
     for zooms in RESOLUTIONS:
-        scans = {"data": {"scans": {"zooms": [[zoom, zoom] for zoom in zooms]}}}
-        mesa = read("meta-qsm", steps, network, scans)
-        samples = samples_of(mesa.data, "validation", seed=99)
         label = " x ".join(f"{zoom:g}" for zoom in zooms)
+        one_size = {"data": {"scans": {"zooms": [[zoom, zoom] for zoom in zooms]}}}
+        of_this = mesa(f"mesa {label}", one_size)
+        samples = samples_of(of_this.recipe.data, "validation", seed=99)
         table = Table(f"{label} mm")
-        put_scores(table, "Meta-QSM", trained(meta, given.out / "meta"), samples)
-        put_scores(table, "Mesa-QSM", trained(mesa, given.out / f"mesa {label}"), samples)
+        put_scores(table, "Meta-QSM", meta, samples)
+        put_scores(table, "Mesa-QSM of any voxel size", any_size, samples)
+        put_scores(table, "Mesa-QSM of this one", of_this, samples)
         table.print()
 
 
