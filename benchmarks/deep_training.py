@@ -50,14 +50,19 @@ def samples_of(data: Data, purpose: Purpose, *, seed: int) -> Samples:
     return data.samples(seed=seed, device="cpu", heads=heads)
 
 
-def trained(recipe: Recipe, folder: Path, *, start: Path | None = None) -> Trainer:
-    """Train to the last step, or go on where a training was broken off; the best network."""
-    trainer = Trainer(
-        recipe,
-        samples_of(recipe.data, "training", seed=0),
-        samples_of(recipe.validation or recipe.data, "validation", seed=1),
-        folder,
-    )
+def trained(
+    recipe: Recipe, folder: Path, *, start: Path | None = None, beside: Trainer | None = None
+) -> Trainer:
+    """Train to the last step, or go on where a training was broken off; the best network.
+
+    Samples of a training ``beside`` this one are drawn already, and taken if they are the same.
+    """
+    if beside is not None and beside.recipe.data == recipe.data:
+        samples, validation = beside.samples, beside.validation
+    else:
+        samples = samples_of(recipe.data, "training", seed=0)
+        validation = samples_of(recipe.validation or recipe.data, "validation", seed=1)
+    trainer = Trainer(recipe, samples, validation, folder)
     if (folder / LAST).exists():
         trainer.resume(folder / LAST)
     elif start is not None:
@@ -118,7 +123,9 @@ def resolutions(given: argparse.Namespace) -> None:
 
     any_size = mesa("mesa")
     start = given.out / "mesa" / BEST
-    meta = trained(read("meta-qsm", schedule(given.steps)), given.out / "meta", start=start)
+    meta = trained(
+        read("meta-qsm", schedule(given.steps)), given.out / "meta", start=start, beside=any_size
+    )
     for zooms in RESOLUTIONS:
         label = " x ".join(f"{zoom:g}" for zoom in zooms)
         one_size = {"data": {"scans": {"zooms": [[zoom, zoom] for zoom in zooms]}}}
@@ -154,8 +161,10 @@ def ablations(given: argparse.Namespace) -> None:
     }  # fmt: skip
     samples = samples_of(whole.data, "validation", seed=99)
     table = Table("network")
+    before = None
     for name, recipe in rows.items():
-        put_scores(table, name, trained(recipe, given.out / name), samples)
+        before = trained(recipe, given.out / name, beside=before)
+        put_scores(table, name, before, samples)
     table.print()
 
 
@@ -172,8 +181,11 @@ def critic(given: argparse.Namespace) -> None:
     put_scores(table, "generator", first, samples)
     start = given.out / "generator" / BEST
     falling = schedule(further, cooldown=1.0, learning_rate=0.2 * alone.training.learning_rate)
-    longer = trained(read("qsmgan", falling), given.out / "generator, longer", start=start)
-    put_scores(table, "generator, longer", longer, samples)
+    longer = given.out / "generator, longer"
+    put_scores(
+        table, longer.name, trained(read("qsmgan", falling), longer, start=start, beside=first),
+        samples,
+    )  # fmt: skip
     before = further // 4
     config = CONFIGURATIONS / "qsmgan.toml"
     adversarial = read_recipe("qsmgan-adversarial", config, {
@@ -181,7 +193,7 @@ def critic(given: argparse.Namespace) -> None:
         "training": {**schedule(before + further)["training"], "optimizer": "adam",
                      "learning_rate": 1e-4, "betas": [0.5, 0.999], "warmup": 0, "cooldown": 0.0},
     })  # fmt: skip
-    together = trained(adversarial, given.out / "with the critic", start=start)
+    together = trained(adversarial, given.out / "with the critic", start=start, beside=first)
     put_scores(table, "generator with the critic", together, samples)
     table.print()
 
