@@ -22,6 +22,9 @@ from qsmpipe.nets.tables import from_table, to_table
 from qsmpipe.nets.weights import CARD_SUFFIX, WEIGHTS, WEIGHTS_SUFFIX, weights_names
 from qsmpipe.numerics.fourier import Zooms
 
+LARGE = 4096
+"""Numbers of a tensor, above which they are stored in half precision."""
+
 OWN_LICENCE = "Apache-2.0"
 """Of qsmpipe, and of the weights that come with it."""
 
@@ -124,7 +127,8 @@ class Model(NamedTuple):
 def save(network: Network, card: Card, path: Path) -> Card:
     """Write weights, and their card beside them.
 
-    Kernels are float16, all else float32: statistics of normalisation may be tiny or large.
+    What is large is float16, and that is kernels, or what mixes them. All else is float32:
+    statistics of normalisation may be tiny or large.
 
     Parameters
     ----------
@@ -151,7 +155,7 @@ def _small(value: Tensor) -> Tensor:
     value = value.detach().cpu().contiguous()
     if not value.is_floating_point():
         return value
-    return value.to(torch.float16 if value.ndim > 1 else torch.float32)
+    return value.to(torch.float16 if value.numel() > LARGE else torch.float32)
 
 
 def read_card(weights: str) -> tuple[Path, Card]:
