@@ -430,16 +430,18 @@ def test_the_phase_of_a_phantom_gives_it_back() -> None:
 def test_the_analytic_field_of_a_ball_gives_its_susceptibility(name: str) -> None:
     """Closed form, not our own dipole: tilted by 30 degrees, anisotropic, odd sizes.
 
-    Bounds are wide: these weights find between 0.75 and 1.35 of it.
+    Bounds are wide: these weights find between 0.95 and 1.35 of it, and 0.4 after the filter of
+    SWI, which takes most of what is as large.
     """
     ball = lone_ball()
-    field, given = ball.field, {"b0_direction": TILTED, "mirror": False}
+    field, given, least = ball.field, {"b0_direction": TILTED, "mirror": False}, 0.8
     if NETWORKS[name].starts_from == "phase":
         field = radians_per_ppm(3.0, 0.020) * field[None]
         given |= {"echo_times": [0.020], "field_strength": 3.0}
+        least = 0.3
     chi = function_of("inversion", name)(field, ball.mask, ball.zooms, **given).chi
     found, spread = ball.found(chi)
-    assert 0.5 < found < 1.4
+    assert least < found < 1.4
     assert spread < 0.1
 
 
