@@ -350,7 +350,9 @@ def filtered(given: argparse.Namespace) -> None:
         ("`tv` of the true local field", "tv", local, {"b0_direction": b0}),
     ):
         found, seconds, _ = run(name, (image, mask), zooms, choices)
-        table.add(label, {**scores(found, chi, mask), "s": seconds})
+        row = {**scores(found, chi, mask), "s": seconds}
+        table.add(label, row)
+        print(label, row, flush=True)
     table.print()
 
 

@@ -430,7 +430,7 @@ def test_the_phase_of_a_phantom_gives_it_back() -> None:
 def test_the_analytic_field_of_a_ball_gives_its_susceptibility(name: str) -> None:
     """Closed form, not our own dipole: tilted by 30 degrees, anisotropic, odd sizes.
 
-    Bounds are wide: these weights find between 0.95 and 1.35 of it, and 0.4 after the filter of
+    Bounds are wide: these weights find between 0.95 and 1.4 of it, and 0.4 after the filter of
     SWI, which takes most of what is as large.
     """
     ball = lone_ball()
