@@ -98,10 +98,10 @@ def schedule(steps: int, **more: Any) -> Changes:
     return {"training": {"steps": steps, "validate_every": max(steps // 4, 1), **more}}
 
 
-def read(name: str, *changes: Changes) -> Recipe:
-    """Read the configuration of the package's weights, with changes."""
+def read(name: str, *changes: Changes, config: str = "") -> Recipe:
+    """Read a recipe with the configuration of its name, or another one's, and changes."""
     table = reduce(merged, changes, {})
-    return read_recipe(name, CONFIGURATIONS / f"{name}.toml", table)
+    return read_recipe(name, CONFIGURATIONS / f"{config or name}.toml", table)
 
 
 # Meta-QSM, Tables 2 and 3
@@ -113,12 +113,12 @@ RESOLUTIONS = ((0.5, 0.5, 2.0), (0.76, 0.76, 3.0))
 def resolutions(given: argparse.Namespace) -> None:
     """Compare networks of any voxel size and Mesa-QSM of one, at that one.
 
-    Meta-QSM begins as Mesa-QSM of any voxel size, as the weights that come with qsmpipe.
+    Meta-QSM begins as Mesa-QSM of any voxel size, as the weights that come with qsmpipe, and so
+    has as many steps once more.
     """
 
     def mesa(name: str, *changes: Changes) -> Trainer:
-        table = reduce(merged, changes, dict(schedule(given.steps)))
-        recipe = read_recipe("meta-qsm", CONFIGURATIONS / "mesa-qsm.toml", table)
+        recipe = read("meta-qsm", schedule(given.steps), *changes, config="mesa-qsm")
         return trained(recipe, given.out / name)
 
     any_size = mesa("mesa")
@@ -187,12 +187,11 @@ def critic(given: argparse.Namespace) -> None:
         samples,
     )  # fmt: skip
     before = further // 4
-    config = CONFIGURATIONS / "qsmgan.toml"
-    adversarial = read_recipe("qsmgan-adversarial", config, {
+    adversarial = read("qsmgan-adversarial", {
         "adversary": {"alone": before, "width": 8},
         "training": {**schedule(before + further)["training"], "optimizer": "adam",
                      "learning_rate": 1e-4, "betas": [0.5, 0.999], "warmup": 0, "cooldown": 0.0},
-    })  # fmt: skip
+    }, config="qsmgan")  # fmt: skip
     together = trained(adversarial, given.out / "with the critic", start=start, beside=first)
     put_scores(table, "generator with the critic", together, samples)
     table.print()
