@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 from nipype.interfaces.utility import Function
 from nipype.pipeline.engine import Node, Workflow
+from nipype.pipeline.engine.utils import load_resultfile
 
 from qsmpipe import __version__, examples
 from qsmpipe.cli import main
@@ -343,6 +345,34 @@ def test_a_killed_node_ends_in_an_error_and_the_rest_goes_on(tmp_path: Path) -> 
     with pytest.raises(RuntimeError, match="SIGKILL"):
         workflow.run(plugin=plugin)
     assert (tmp_path / "killed" / "lives" / "result_lives.pklz").exists()
+
+
+def _faults() -> float:
+    """Pages that images made and freed in turn fetch from the system, as a share of theirs."""
+    import resource
+
+    import torch
+
+    image = torch.ones(2**24)
+    before, rounds = 0, 10
+    for n in range(rounds + 1):
+        if n == 1:
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        more = image + 1
+        twice = more * 2
+        del more, twice
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+    return faults * resource.getpagesize() / (2 * rounds * image.nbytes)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="memory is kept with glibc alone")
+def test_a_node_keeps_the_memory_of_freed_images(tmp_path: Path) -> None:
+    workflow = Workflow(name="memory", base_dir=str(tmp_path))
+    workflow.config["execution"] = {"poll_sleep_duration": 0.05}
+    workflow.add_nodes([Node(Function([], ["out"], _faults), name="faults")])
+    workflow.run(plugin=ProcessPerNode({"n_procs": 1, "log_file": os.fspath(tmp_path / "log")}))
+    result = load_resultfile(tmp_path / "memory" / "faults" / "result_faults.pklz")
+    assert result.outputs.out < 0.5
 
 
 def test_the_demo_recipe_exists() -> None:

@@ -17,7 +17,10 @@ from qsmpipe.settings import STAGES, Settings, versions
 from qsmpipe.workflows.qsm import OUTPUTS, init_qsm_wf
 from qsmpipe.workflows.reference import init_reference_wf
 
-VOLUMES = {"unwrap": 8, "bestpath": 48, "inversion": 30, "uncertainty": 40, "background": 20}
+VOLUMES = {
+    "phase": 40, "offset": 40, "unwrap": 16, "bestpath": 48, "background": 20, "inversion": 42,
+    "uncertainty": 50,
+}  # fmt: skip
 """Memory of a method's or stage's nodes in float32 volumes per volume of data (all others: 6)."""
 
 PATCHES = 2.0

@@ -6,6 +6,7 @@ one that dies ends in an error of that node alone, and its peak memory is its ow
 """
 
 import contextlib
+import ctypes
 import multiprocessing
 import os
 import signal
@@ -18,8 +19,24 @@ from nipype.pipeline.plugins.multiproc import MultiProcPlugin, run_node
 
 PRELOAD = ["torch", "numba", "nipype.pipeline.engine", "qsmpipe.interfaces.base"]
 
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""Parameters of glibc's ``mallopt`` (malloc.h)."""
+
+
+def keep_freed_memory() -> None:
+    """Let the process keep the memory of freed images for the next ones.
+
+    By default glibc gives images of more than 32 MiB back to the system when they are freed, which
+    clears every page that it hands out again. Without glibc nothing is done.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(M_MMAP_THRESHOLD, 2**30)
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
 
 def _work(node: Node, updatehash: bool, log_file: str, answer: Connection) -> None:
+    keep_freed_memory()
     log = os.open(log_file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
     os.dup2(log, 1)
     os.dup2(log, 2)
