@@ -30,6 +30,8 @@ from heads import write_head
 from torch import Tensor
 
 from qsmpipe.methods import METHODS, function_of
+from qsmpipe.nets.cards import read_card
+from qsmpipe.nets.reconstruction import Frame
 from qsmpipe.nets.training.analytic import sphere
 from qsmpipe.numerics.fourier import Zooms
 from qsmpipe.numerics.kernels import AXIAL
@@ -72,6 +74,10 @@ ONE_IMAGE = {"grid": "native", "mirror": False}
 
 SWI = (3.0, 0.020)
 """Field strength (T) and echo time (s) of the filtered phase."""
+
+
+STEEP = 1.0
+"""Filtered phase (rad) beyond which it is the background that the filter left."""
 
 
 # Scores
@@ -185,12 +191,16 @@ def truth_of(data: Path, head: int, voxel: Any, tilt: float) -> tuple[dict[str, 
     )  # fmt: skip
 
 
-def variants(inversions: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Inversions as they are by default, and networks on the scan's own grid besides."""
+def variants(
+    inversions: Sequence[str], zooms: Zooms, b0_direction: tuple[float, float, float]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Inversions, and networks on the scan's own grid besides where they resample it."""
     for name in inversions:
         yield name, {}
         if name in FROM_FIELD:
-            yield name, {"grid": "native"}
+            _, card = read_card(name)
+            if Frame.of(zooms, b0_direction, card.domain, "card").turn is not None:
+                yield name, {"grid": "native"}
 
 
 def heads(given: argparse.Namespace) -> None:
@@ -203,7 +213,7 @@ def heads(given: argparse.Namespace) -> None:
         b0 = tuple(truth["b0_direction"].tolist())
         print(f"\nHead {head}, {case}")
         table = Table("inversion")
-        for name, choices in variants(given.inversions):
+        for name, choices in variants(given.inversions, zooms, b0):
             found, seconds, memory = run(
                 name, (field, mask), zooms, {"b0_direction": b0, **choices}
             )
@@ -331,26 +341,39 @@ def phantom(edge: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def filtered(given: argparse.Namespace) -> None:
-    """From the high-pass filtered phase of one echo."""
+    """From the high-pass filtered phase of one echo, with and without its steep part."""
     truth, zooms = truth_of(given.data, 13, 1, 0.0)
     mask, chi = truth["mask"], truth["chi"].float()
     scale = radians_per_ppm(*SWI)
     total = noisy(truth["total"].float(), NOISE)
     local = noisy(truth["local"].float(), NOISE)
-    b0 = tuple(truth["b0_direction"].tolist())
+    b0 = {"b0_direction": tuple(truth["b0_direction"].tolist())}
     phase = (scale * total).remainder(2 * math.pi) * mask
-    high = high_pass(phase, mask, zooms, magnitude=torch.ones_like(phase), b0_direction=b0)
-    echo = {"echo_times": SWI[1:], "field_strength": SWI[0], "b0_direction": b0}
+    high = high_pass(phase, mask, zooms, magnitude=torch.ones_like(phase), **b0)
+    steep = high.abs() > STEEP
+    near = torch.nn.functional.max_pool3d(steep[None].float(), 5, 1, 2)[0] > 0
+    calm = mask & ~near
+    shares = [
+        float(of[inside].sum() / of.sum())
+        for of, inside in ((mask.float(), steep), (high.square(), steep), (mask.float(), calm))
+    ]
+    print("steep: {:.1%} of the brain, {:.0%} of the energy; calm: {:.0%}".format(*shares))
+    echo = {"echo_times": SWI[1:], "field_strength": SWI[0], **b0}
     table = Table("method")
-    for label, name, image, choices in (
-        ("`cpsi-net` of the filtered phase", "cpsi-net", phase[None], echo),
-        ("`cpsi-net` of that, as it is", "cpsi-net", phase[None], {**echo, "grid": "native"}),
-        ("`two-level` of the filtered phase", "two-level", high / scale, {"b0_direction": b0}),
-        ("`tv` of the filtered phase", "tv", high / scale, {"b0_direction": b0}),
-        ("`tv` of the true local field", "tv", local, {"b0_direction": b0}),
-    ):
-        found, seconds, _ = run(name, (image, mask), zooms, choices)
-        row = {**scores(found, chi, mask), "s": seconds}
+    for label, name, image, where, choices in (
+        ("`cpsi-net` of the filtered phase", "cpsi-net", phase[None], mask, echo),
+        ("`cpsi-net` of that, as it is", "cpsi-net", phase[None], mask,
+         {**echo, "grid": "native"}),
+        ("`two-level` of the filtered phase", "two-level", high / scale, mask, b0),
+        ("`tv` of the filtered phase", "tv", high / scale, mask, b0),
+        ("`two-level` of its calm part", "two-level", high / scale * calm, calm, b0),
+        ("`tv` of its calm part", "tv", high / scale * calm, calm, b0),
+        ("`tv` of the true local field", "tv", local, mask, b0),
+    ):  # fmt: skip
+        found, seconds, _ = run(name, (image, where), zooms, choices)
+        within = {f"{key}, calm": value for key, value in scores(found, chi, calm).items()
+                  if key in ("NRMSE (%)", "XSIM")}  # fmt: skip
+        row = {**scores(found, chi, mask), **within, "s": seconds}
         table.add(label, row)
         print(label, row, flush=True)
     table.print()
