@@ -29,6 +29,7 @@ import torch
 from heads import write_head
 from torch import Tensor
 
+from qsmpipe.cli.plugin import keep_freed_memory
 from qsmpipe.methods import METHODS, function_of
 from qsmpipe.nets.cards import read_card
 from qsmpipe.nets.reconstruction import Frame
@@ -130,6 +131,7 @@ def run(name: str, images: Sequence[Tensor], zooms: Zooms, choices: Mapping[str,
 def _work(
     answer: Any, name: str, images: Sequence[np.ndarray], zooms: Zooms, choices: dict[str, Any]
 ) -> None:
+    keep_freed_memory()  # as in the app
     tensors = [torch.from_numpy(image) for image in images]
     function = function_of("inversion", name)
     small = torch.zeros(16, 16, 16)
