@@ -23,7 +23,7 @@ VOLUMES = {
 }  # fmt: skip
 """Memory of a method's or stage's nodes in float32 volumes per volume of data (all others: 6)."""
 
-PATCHES = 2.0
+PATCHES = 3.5
 """Memory of the feature maps of a network's patches (GB), whatever the image's size."""
 
 WRITTEN = tuple(k for k in OUTPUTS if k not in ("magnitude", "phase", "reference_value"))

@@ -199,7 +199,7 @@ def reconstruct(
     chi = (chi * part).permute([frame.order.index(axis) for axis in range(3)]).contiguous()
     made = {"weights": model.name, "sha256": card.sha256, **cut}
     if place is not None:
-        made["resampled_to"] = list(frame.zooms)
+        made["resampled_to"] = [round(zoom, 4) for zoom in frame.zooms]
     return Reconstruction(in_place(chi, box, mask).to(like.dtype), made)
 
 
@@ -239,10 +239,12 @@ def _tell_faint(model: Model) -> None:
 
 
 def _tell_grid(frame: Frame, zooms: Zooms) -> None:
-    own, to = (" x ".join(f"{zoom:g}" for zoom in one) for one in (zooms, frame.zooms))
+    assert frame.turn is not None
+    own, to = (" x ".join(f"{zoom:.3g}" for zoom in one) for one in (zooms, frame.zooms))
+    tilt = math.degrees(math.acos(min(frame.turn[2, 2], 1.0)))
     warnings.warn(
-        f"the weights are not meant for voxels of {own} mm in this direction of B0: resampled to "
-        f"{to} mm along B0 and back, which costs fine detail",
+        f"the weights are not meant for voxels of {own} mm, {tilt:.0f} degrees oblique to B0: "
+        f"resampled to {to} mm along B0 and back, which costs fine detail",
         RuntimeWarning,
         stacklevel=3,
     )
