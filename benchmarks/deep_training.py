@@ -126,6 +126,7 @@ def resolutions(given: argparse.Namespace) -> None:
     meta = trained(
         read("meta-qsm", schedule(given.steps)), given.out / "meta", start=start, beside=any_size
     )
+    meta.samples.forget()
     for zooms in RESOLUTIONS:
         label = " x ".join(f"{zoom:g}" for zoom in zooms)
         one_size = {"data": {"scans": {"zooms": [[zoom, zoom] for zoom in zooms]}}}
@@ -135,6 +136,7 @@ def resolutions(given: argparse.Namespace) -> None:
         put_scores(table, "Meta-QSM", meta, samples)
         put_scores(table, "Mesa-QSM of any voxel size", any_size, samples)
         put_scores(table, "Mesa-QSM of this one", of_this, samples)
+        of_this.samples.forget()
         table.print()
 
 

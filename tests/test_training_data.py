@@ -453,6 +453,8 @@ def test_a_pool_gives_the_same_sources_measured_anew() -> None:
     # whatever was asked for before
     late = Samples(source=source, augmentation=None, measurement=measurement, pool=2, seed=3)
     assert torch.equal(late[2].field, again.field)
+    late.forget()
+    assert torch.equal(late[2].field, again.field)
     with pytest.raises(ValueError, match="pool is 0"):
         Samples(source=source, pool=0)
 

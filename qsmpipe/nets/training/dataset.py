@@ -77,6 +77,10 @@ class Samples:
         # Draws below the pool's size are those of sources.
         return self._pooled[number], Draws.of(self.seed, self.pool + index)
 
+    def forget(self) -> None:
+        """Free the pool's memory; drawn again, its sources are the same."""
+        self._pooled.clear()
+
     def batch(self, indices: Iterable[int]) -> Batch:
         """Make samples and stack them."""
         return stack([self[index] for index in indices])
