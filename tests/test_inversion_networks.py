@@ -244,7 +244,8 @@ def test_the_networks_grid_is_upright_and_of_its_voxel_size(
     """What knows axial scans of 1 mm alone maps all others; as they are, it could not."""
     head = phantom(shape, zooms, tilt=tilt)
     tissue = model(classical, **BOTH)
-    told = f"{math.degrees(abs(tilt)):.0f} degrees oblique to B0: resampled to 1 x 1 x 1 mm"
+    oblique = f", {math.degrees(abs(tilt)):.0f} degrees oblique to B0" if tilt else ""
+    told = f"mm{oblique}: resampled to 1 x 1 x 1 mm"
     with pytest.warns(RuntimeWarning, match=told):
         chi, made = once(
             tissue, head.mask, head.zooms, field=head.field, b0_direction=head.b0_direction

@@ -241,10 +241,11 @@ def _tell_faint(model: Model) -> None:
 def _tell_grid(frame: Frame, zooms: Zooms) -> None:
     assert frame.turn is not None
     own, to = (" x ".join(f"{zoom:.3g}" for zoom in one) for one in (zooms, frame.zooms))
-    tilt = math.degrees(math.acos(min(frame.turn[2, 2], 1.0)))
+    tilt = round(math.degrees(math.acos(min(frame.turn[2, 2], 1.0))))
+    oblique = f", {tilt} degrees oblique to B0" if tilt else ""
     warnings.warn(
-        f"the weights are not meant for voxels of {own} mm, {tilt:.0f} degrees oblique to B0: "
-        f"resampled to {to} mm along B0 and back, which costs fine detail",
+        f"the weights are not meant for voxels of {own} mm{oblique}: resampled to {to} mm along "
+        "B0 and back, which costs fine detail",
         RuntimeWarning,
         stacklevel=3,
     )
