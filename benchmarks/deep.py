@@ -76,7 +76,6 @@ ONE_IMAGE = {"grid": "native", "mirror": False}
 SWI = (3.0, 0.020)
 """Field strength (T) and echo time (s) of the filtered phase."""
 
-
 STEEP = 1.0
 """Filtered phase (rad) beyond which it is the background that the filter left."""
 
