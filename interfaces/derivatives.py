@@ -16,7 +16,9 @@ from nipype.interfaces.base import (
 )
 from nipype.interfaces.base.support import Bunch
 
-from qsmpipe import bids, images
+from qsmpipe import derivatives, images
+from qsmpipe.bids import Acquisition
+from qsmpipe.maps import OUTPUTS
 from qsmpipe.methods import needs_background
 from qsmpipe.numerics.units import hz_per_ppm
 
@@ -75,7 +77,7 @@ class WriteDerivatives(SimpleInterface):
     def _run_interface(self, runtime: Bunch) -> Bunch:
         inputs, written = self.inputs, []
         inversions = inputs.inversions or []
-        for key, output in bids.OUTPUTS.items():
+        for key, output in OUTPUTS.items():
             source = getattr(inputs, output.source)
             if not isdefined(source) or (output.intermediate and not inputs.intermediates):
                 continue
@@ -96,7 +98,7 @@ class WriteDerivatives(SimpleInterface):
 
     def _write(self, key: str, source: str, steps: list[dict[str, Any]], method: str = "") -> Path:
         """Write one map with its sidecar; ``steps`` are those that led to it."""
-        examination, output = self.inputs.examination, bids.OUTPUTS[key]
+        examination, output = self.inputs.examination, OUTPUTS[key]
         target = Path(self.inputs.output_dir) / examination.acquisition.output(key, method=method)
         target.parent.mkdir(parents=True, exist_ok=True)
         if output.units == "Hz":
@@ -104,7 +106,7 @@ class WriteDerivatives(SimpleInterface):
             images.save(images.load(source) * scale, target, like=source)
         else:
             shutil.copyfile(source, target)
-        sidecar = bids.sidecar(
+        sidecar = derivatives.sidecar(
             examination,
             key,
             steps=steps,
@@ -115,7 +117,7 @@ class WriteDerivatives(SimpleInterface):
         target.with_name(target.name.replace(".nii.gz", ".json")).write_text(text)
         return target
 
-    def _copy_figures(self, root: Path, acquisition: bids.Acquisition) -> list[dict[str, Any]]:
+    def _copy_figures(self, root: Path, acquisition: Acquisition) -> list[dict[str, Any]]:
         captions = {caption["file"]: caption for caption in self.inputs.captions}
         folder = root / f"sub-{acquisition.subject}" / "figures"
         folder.mkdir(parents=True, exist_ok=True)

@@ -22,7 +22,7 @@ from pydicom.errors import InvalidDicomError
 
 from qsmpipe import __version__, images
 from qsmpipe.bids import BIDS_VERSION
-from qsmpipe.checks import scale_of
+from qsmpipe.numerics.stored_phase import scale_of
 
 logger = logging.getLogger(__name__)
 

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 from datasets import AFFINE, SHAPE, SHARED, edit, image, save, state, write
 
-from qsmpipe import bids
-from qsmpipe.bids import OUTPUTS, Acquisition, find, find_mask, sidecar, uri
+from qsmpipe import bids, derivatives
+from qsmpipe.bids import Acquisition, find, find_mask
 from qsmpipe.checks import examine
+from qsmpipe.derivatives import sidecar, uri
+from qsmpipe.maps import OUTPUTS
 
 TINY = {"shape": (6, 5, 4), "echo_times": (0.004, 0.009)}
 
@@ -314,7 +316,7 @@ def test_the_description_names_sources_version_and_container(
     ))  # fmt: skip
     monkeypatch.setenv("QSMPIPE_CONTAINER", "qsmpipe:0.1.0")
     out = tmp_path / "out"
-    bids.write_description(out, root)
+    derivatives.write_description(out, root)
     content = json.loads((out / "dataset_description.json").read_text())
     assert content["DatasetType"] == "derivative"
     assert content["GeneratedBy"][0]["Name"] == "qsmpipe"
@@ -322,19 +324,19 @@ def test_the_description_names_sources_version_and_container(
     assert content["SourceDatasets"] == [{"URL": "../raw%20data", "DOI": "doi:10.1/x"}]
     assert content["DatasetLinks"] == {"raw": "../raw%20data"}
     before = state(out)
-    bids.write_description(out, root)
+    derivatives.write_description(out, root)
     assert state(out) == before
 
 
 def test_the_output_of_something_else_is_not_written_over(tmp_path: Path) -> None:
     root = write(tmp_path / "raw", **TINY)
     with pytest.raises(ValueError, match="choose another output folder"):
-        bids.write_description(root, root)
+        derivatives.write_description(root, root)
     other = tmp_path / "out" / "dataset_description.json"
     other.parent.mkdir()
     other.write_text(json.dumps({"GeneratedBy": [{"Name": "fMRIPrep"}]}))
     with pytest.raises(ValueError, match="made by fMRIPrep"):
-        bids.write_description(other.parent, root)
+        derivatives.write_description(other.parent, root)
 
 
 @pytest.mark.parametrize("make", [many, write], ids=["many", "one"])
@@ -343,7 +345,7 @@ def test_the_validator_accepts_every_output(make: Callable[[Path], Path], tmp_pa
     if bids.validate(root) is None:
         pytest.skip("bids-validator-deno not found")
     out = tmp_path / "out"
-    bids.write_description(out, root)
+    derivatives.write_description(out, root)
     (out / "logs").mkdir()
     (out / "logs" / "run.json").write_text("{}")
     (out / "index.html").write_text("<html></html>")

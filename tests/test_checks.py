@@ -23,8 +23,9 @@ from datasets import (
 )
 
 from qsmpipe import bids, images
-from qsmpipe.checks import Examination, examine, examine_mask, scale_of
+from qsmpipe.checks import Examination, examine, examine_mask
 from qsmpipe.numerics.phase import to_radians
+from qsmpipe.numerics.stored_phase import scale_of
 
 Break = Callable[[Path], object]
 

@@ -15,7 +15,7 @@ from phantoms import error, phantom
 from scipy.fft import next_fast_len
 from torch import Tensor
 
-from qsmpipe import bids, checks, examples, images
+from qsmpipe import bids, checks, derivatives, examples, images
 from qsmpipe.cli import main
 from qsmpipe.examples import rotation
 from qsmpipe.interfaces.cosmos import Cosmos, RegisterRigid, ResampleTo
@@ -538,7 +538,7 @@ def test_what_a_subjects_acquisitions_share_names_the_map(tmp_path: Path) -> Non
     assert not second.errors
     (error,) = third.errors
     assert "there is 1 (sub-03)" in error.message
-    sidecar = bids.sidecar(first, "cosmos")
+    sidecar = derivatives.sidecar(first, "cosmos")
     assert sidecar["Sources"][0].endswith("sub-01_ses-a_run-1_echo-1_part-mag_MEGRE.nii.gz")
     assert "B0Direction" not in sidecar, "there are two"
 

@@ -75,7 +75,7 @@ def test_named_constants_have_the_values_that_the_code_has() -> None:
 def test_every_input_check_stands_in_the_table() -> None:
     table = (DOCS / "usage.md").read_text().partition("## Input checks")[2]
     named = set(re.findall(r"^\| `([\w-]+)` \|", table, re.MULTILINE))
-    source = (ROOT / "qsmpipe" / "checks.py").read_text()
+    source = "".join(path.read_text() for path in (ROOT / "qsmpipe" / "checks").glob("*.py"))
     checks = set(re.findall(r'(?:notes\.\w+|level)\(\s*"([\w-]+)"', source))
     assert named == checks | {"region"}
 

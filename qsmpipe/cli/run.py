@@ -10,9 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from qsmpipe import bids, checks
+from qsmpipe import bids, checks, derivatives
 from qsmpipe.bids import Acquisition
-from qsmpipe.checks import Examination, Finding, head_name
+from qsmpipe.checks import Examination, head_name
 from qsmpipe.cli.errors import Exit, RunError
 from qsmpipe.cli.logs import log_to
 from qsmpipe.cli.parser import Request
@@ -162,7 +162,7 @@ def _prepare_output(output: Path, settings: Settings, identity: str) -> None:
         (output / "logs" / identity).mkdir(parents=True)
         (output / "logs" / identity / "config.toml").write_text(settings.as_toml())
         (output / "logs" / "acquisitions").mkdir(parents=True, exist_ok=True)
-        bids.write_description(output, Path(settings.bids_dir))
+        derivatives.write_description(output, Path(settings.bids_dir))
         (output / "logs" / "config.toml").write_text(settings.as_toml())
         Path(settings.work_dir).mkdir(parents=True, exist_ok=True)
     except ValueError as error:
@@ -238,48 +238,21 @@ def _examine(acquisitions: list[Acquisition], settings: Settings) -> list[Examin
 def _with_given(
     examinations: list[Examination], settings: Settings
 ) -> tuple[list[Examination], dict[str, dict[str, Path]]]:
-    """Add the user's own masks, where the settings ask for them; without one it is refused."""
-    wanted: dict[str, str | None] = {"mask": None} if settings.mask_is_given else {}
-    reference, _, label = settings.reference.partition(":")
-    if reference == "region":
-        wanted["region"] = label
-    folders = [Path(path) for path in settings.derivatives.values()]
-    if wanted and not folders:
+    """Add the user's own masks, where the settings ask for them."""
+    region = settings.reference.startswith("region:")
+    wanted = ["mask"] * settings.mask_is_given + ["region"] * region
+    if wanted and not settings.derivatives:
         raise RunError(
             Exit.USAGE,
             f"{' and '.join(wanted)} shall come from masks of yours: name their datasets with "
             "--derivatives NAME=DIR",
         )
-    given: dict[str, dict[str, Path]] = {}
-    examined = []
-    for examination in examinations:
-        acquisition, findings = examination.acquisition, []
-        if reference == "csf" and len(examination.echo_times) < 2:
-            findings.append(Finding(
-                "error",
-                "reference",
-                f"{acquisition.name}: reference csf finds the ventricles by their R2*, which one "
-                "echo does not give: choose another reference",
-            ))  # fmt: skip
-        for name, region in wanted.items():
-            try:
-                path = bids.find_mask(folders, acquisition, label=region)
-            except ValueError as error:
-                findings.append(Finding("error", name, str(error)))
-                continue
-            if path is None:
-                what = f"mask with label or desc {region!r}" if region else "brain mask"
-                findings.append(Finding(
-                    "error",
-                    name,
-                    f"{acquisition.name}: no {what} in {', '.join(map(str, folders))}: name it "
-                    "after the acquisition, as in sub-01_desc-brain_mask.nii.gz",
-                ))  # fmt: skip
-                continue
-            findings += checks.examine_mask(path, acquisition)
-            given.setdefault(acquisition.name, {})[name] = path
-        examined.append(replace(examination, findings=(*examination.findings, *findings)))
-    return examined, given
+    return checks.with_given(
+        examinations,
+        mask=settings.mask_is_given,
+        reference=settings.reference,
+        folders=[Path(path) for path in settings.derivatives.values()],
+    )
 
 
 def _record(examination: Examination) -> Record:

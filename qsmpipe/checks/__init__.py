@@ -1,0 +1,71 @@
+"""The input check: what an acquisition is, and whether it can be processed, before any node runs.
+
+What cannot be processed is an error, what is unusual a warning, what was decided silently a note;
+every message names the file, the value and the remedy.
+"""
+
+from typing import Any
+
+from qsmpipe.bids import Acquisition
+from qsmpipe.checks.examination import Examination, Finding, Notebook, head_name, heads
+from qsmpipe.checks.given import examine_mask, with_given
+from qsmpipe.checks.headers import check_headers
+from qsmpipe.checks.phase import check_phase, check_scale
+from qsmpipe.checks.sidecars import (
+    check_echo_times,
+    check_field_strength,
+    check_kind,
+    check_parts,
+    check_sign,
+)
+from qsmpipe.checks.voxels import read_scan
+
+__all__ = [
+    "Examination", "Finding", "examine", "examine_mask", "head_name", "heads", "with_given",
+]  # fmt: skip
+
+
+def examine(
+    acquisition: Acquisition,
+    *,
+    field_strength: float | None = None,
+    phase_sign: int | None = None,
+) -> Examination:
+    """Look at an acquisition's names, sidecars, headers and voxels.
+
+    Parameters
+    ----------
+    acquisition
+        As found by :func:`qsmpipe.bids.find`.
+    field_strength : float, optional
+        B0 (T), instead of what the sidecars say.
+    phase_sign : int, optional
+        +1 or -1, instead of what the manufacturer is known for.
+    """
+    notes = Notebook()
+    check_parts(acquisition, notes)
+    check_kind(acquisition, notes)
+    echo_times = check_echo_times(acquisition, notes)
+    strength = check_field_strength(acquisition, field_strength, notes)
+    placed = check_headers(acquisition, notes)
+    found: dict[str, Any] = {
+        "phase_sign": check_sign(acquisition, phase_sign, notes),
+        "field_strength": strength,
+        "echo_times": echo_times,
+    }
+    if placed is not None:
+        found |= placed._asdict()
+    if placed is not None and not any(finding.check == "field-map" for finding in notes):
+        scan = read_scan(acquisition, notes)
+        if scan is not None:
+            rule = check_scale(acquisition, scan, notes)
+            found |= {
+                "phase_slope": rule.slope,
+                "phase_intercept": rule.intercept,
+                "phase_scale": rule.text,
+            }
+            if not notes.refused:
+                found["alternating"] = check_phase(
+                    acquisition, scan, rule, echo_times, strength, notes
+                )
+    return Examination(acquisition, tuple(notes), **found)

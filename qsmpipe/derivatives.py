@@ -1,0 +1,240 @@
+"""The derivative dataset: what its maps' sidecars say, and what describes it as a whole."""
+
+import functools
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from importlib.resources import files as package_files
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from qsmpipe import __version__
+from qsmpipe.bids import BIDS_VERSION
+from qsmpipe.checks import Examination
+from qsmpipe.maps import OUTPUTS, Output
+from qsmpipe.methods import METHODS
+
+ACQUISITION_KEYS = (
+    "Manufacturer", "ManufacturersModelName", "SoftwareVersions", "ImagingFrequency",
+    "ReceiveCoilName", "CoilCombinationMethod", "MRAcquisitionType", "PulseSequenceType",
+    "ScanningSequence", "SequenceVariant", "SequenceName", "NonlinearGradientCorrection",
+    "RepetitionTime", "RepetitionTimeExcitation", "FlipAngle", "PixelBandwidth",
+    "ParallelReductionFactorInPlane", "ParallelAcquisitionTechnique", "PartialFourier",
+    "SliceThickness",
+)  # fmt: skip
+"""What a map's sidecar takes over from the scanner's; no field that could name a person."""
+
+IGNORED_FILES = ("*.html", "figures", "*_stats.tsv", "*_swi.*", "*_minIP.*")
+"""Lines of ``.bidsignore``. The validator does not understand ``figures/``."""
+
+
+def sidecar(
+    examination: Examination,
+    key: str,
+    *,
+    steps: Sequence[Mapping[str, Any]] = (),
+    reference: str = "brain",
+    software: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """Metadata of a map: where it comes from, its unit, and everything that was done.
+
+    Parameters
+    ----------
+    examination
+        The acquisition and what its examination found.
+    key
+        The map: a key of :data:`OUTPUTS`.
+    steps
+        Stage, method, parameters and warnings of each step that led to the map.
+    reference : str
+        What susceptibility is relative to: ``brain``, ``none`` or ``region:LABEL``.
+    software : mapping, optional
+        Package to version, beside this package's own.
+    """
+    acquisition, row = examination.acquisition, OUTPUTS[key]
+    times = list(examination.echo_times)
+    content: dict[str, Any] = {
+        "Description": row.description,
+        "Sources": [uri(path, acquisition.root) for path in acquisition.sources],
+        "SpatialReference": "orig",
+    }
+    content |= {"Type": row.mask_type} if row.is_mask else {"SkullStripped": row.skull_stripped}
+    content |= {"Units": row.units} if row.units else {}
+    algorithm, citations = _estimation(row, steps)
+    content |= {"EstimationAlgorithm": algorithm} if algorithm else {}
+    content |= {"EstimationReference": citations} if citations else {}
+    if times:
+        content["EchoTime"] = times[0] if len(times) == 1 else times
+    if examination.field_strength:
+        content["MagneticFieldStrength"] = round(examination.field_strength, 6)
+    content |= {k: acquisition.metadata[k] for k in ACQUISITION_KEYS if k in acquisition.metadata}
+    if row.suffix == "Chimap":
+        region, _, label = reference.partition(":")
+        named = {
+            "brain": f"whole brain (the mask desc-{'cosmos' if key == 'cosmos' else 'qsm'}_mask)",
+            "csf": "cerebrospinal fluid of the ventricles (the mask desc-reference_mask)",
+            "none": "none",
+        }
+        where = named.get(region, label or region)
+        content["ReferenceRegion"] = "none" if row.desc == "unreferenced" else where
+        values = [step["parameters"].get("value") for step in steps
+                  if step.get("stage") == "reference"]  # fmt: skip
+        referenced = content["ReferenceRegion"] != "none" and key != "deviation"
+        if len(values) == 1 and values[0] is not None and referenced:
+            content["ReferenceValue"] = float(values[0])
+            content["ReferenceValueUnits"] = "ppm"
+    if examination.b0_direction:
+        content["B0Direction"] = [round(x, 9) for x in examination.b0_direction]
+        content["B0DirectionFrame"] = "voxel axes (i, j, k)"
+    content["ProcessingSteps"] = [_plain(dict(step)) for step in steps]
+    content["InputWarnings"] = [finding.message for finding in examination.warnings]
+    content["Software"] = {"qsmpipe": __version__, **(software or {})}
+    return content
+
+
+def uri(path: str | Path, root: str | Path, dataset: str = "raw") -> str:
+    """BIDS URI of a file, ``dataset`` being a key of DatasetLinks or "" for its own dataset.
+
+    >>> uri("/data/sub-01/anat/sub-01_echo-1_MEGRE.nii.gz", "/data")
+    'bids:raw:sub-01/anat/sub-01_echo-1_MEGRE.nii.gz'
+    """
+    return f"bids:{dataset}:{Path(path).absolute().relative_to(Path(root).absolute()).as_posix()}"
+
+
+def write_description(output_dir: str | Path, root: str | Path) -> None:
+    """Make ``output_dir`` a derivative dataset: its description, README and .bidsignore.
+
+    Parameters
+    ----------
+    output_dir : path
+        Where the maps go.
+    root : path
+        The dataset that they come from; linked as ``raw``.
+
+    Raises
+    ------
+    ValueError
+        If the folder holds a dataset of something else.
+    """
+    output, root = Path(output_dir).absolute(), Path(root).absolute()
+    output.mkdir(parents=True, exist_ok=True)
+    target = output / "dataset_description.json"
+    if target.exists() and _maker(target) != "qsmpipe":
+        msg = (
+            f"{output} holds a dataset made by {_maker(target) or 'something else'}: choose "
+            "another output folder"
+        )
+        raise ValueError(msg)
+    link = quote(Path(os.path.relpath(root, output)).as_posix())
+    raw = _description(root / "dataset_description.json")
+    source = {"URL": link}
+    if doi := raw.get("DatasetDOI"):
+        source["DOI"] = str(doi)
+    if version := raw.get("Version"):
+        source["Version"] = str(version)
+    maker: dict[str, Any] = {
+        "Name": "qsmpipe",
+        "Version": __version__,
+        "Description": "Quantitative susceptibility mapping",
+    }
+    if container := os.environ.get("QSMPIPE_CONTAINER"):
+        apptainer = os.environ.get("APPTAINER_CONTAINER") or os.environ.get("SINGULARITY_NAME")
+        maker["Container"] = {"Type": "apptainer" if apptainer else "docker", "Tag": container}
+    content = {
+        "Name": f"Susceptibility maps of {raw.get('Name') or root.name}",
+        "BIDSVersion": BIDS_VERSION,
+        "DatasetType": "derivative",
+        "GeneratedBy": [maker],
+        "SourceDatasets": [source],
+        "DatasetLinks": {"raw": link},
+    }
+    _write(target, json.dumps(content, indent=2) + "\n")
+    _write(output / ".bidsignore", "\n".join(IGNORED_FILES) + "\n")
+    if not (output / "README.md").exists():
+        _write(output / "README.md", _readme())
+
+
+def _estimation(row: Output, steps: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
+    """Methods behind a map as a paper names them, and where they were published."""
+    summaries: list[str] = []
+    keys: dict[str, None] = {}
+    for step in steps:
+        stage, name = step.get("stage", ""), step.get("method", "")
+        if stage in row.stages and name in METHODS.get(stage, {}):
+            method = METHODS[stage][name]
+            summaries.append(method.summary)
+            keys |= dict.fromkeys(method.cite)
+    dois = _dois()
+    return "; ".join(dict.fromkeys(summaries)), "; ".join(dois.get(key, key) for key in keys)
+
+
+@functools.cache
+def _dois() -> dict[str, str]:
+    """Citation key to DOI, from the package's bibliography."""
+    path = package_files("qsmpipe.data").joinpath("references.bib")
+    if not path.is_file():
+        return {}
+    found = {}
+    for entry in re.split(r"^@", path.read_text(encoding="utf-8"), flags=re.MULTILINE):
+        key = re.match(r"\w+\s*{\s*([^,\s]+)", entry)
+        doi = re.search(r"\bdoi\s*=\s*[{\"]\s*([^}\"]+?)\s*[}\"]", entry, re.IGNORECASE)
+        if key and doi:
+            found[key[1]] = "doi:" + re.sub(r"^https?://(dx\.)?doi\.org/", "", doi[1])
+    return found
+
+
+def _plain(value: Any) -> Any:
+    """``value`` in what JSON knows."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | range):
+        return [_plain(item) for item in value]
+    if isinstance(value, str | int | float | bool) or value is None:
+        return value
+    return value.item() if hasattr(value, "item") else str(value)
+
+
+def _description(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _maker(description: Path) -> str:
+    made = _description(description).get("GeneratedBy")
+    first = made[0] if isinstance(made, list) and made else {}
+    return str(first.get("Name", "")) if isinstance(first, dict) else ""
+
+
+def _write(path: Path, text: str) -> None:
+    """Write unless the file says so already: a rerun leaves its time alone."""
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        path.write_text(text, encoding="utf-8")
+
+
+def _readme() -> str:
+    rows = []
+    for row in OUTPUTS.values():
+        name = "_".join(
+            filter(None, [row.part and f"part-{row.part}", row.desc and f"desc-{row.desc}"])
+        )
+        unit = f" ({row.units})" if row.units else ""
+        on_request = "; on request" if row.intermediate else ""
+        rows.append(
+            f"- `{row.datatype}/*_{name + '_' if name else ''}{row.suffix}.nii.gz`: "
+            f"{row.description}{unit}{on_request}"
+        )
+    return (
+        "# Susceptibility maps\n\n"
+        f"Made by qsmpipe {__version__} (quantitative susceptibility mapping). Open "
+        "`index.html` for the reports; `logs/CITATION.md` is the methods text, "
+        "`logs/config.toml` the settings.\n\n"
+        "Paramagnetic susceptibility is positive. Every map's `.json` file tells its unit, its "
+        "sources, the direction of B0 and each step with all parameters.\n\n"
+        + "\n".join(rows)
+        + "\n"
+    )
