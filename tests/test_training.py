@@ -433,6 +433,18 @@ def train(*words: str | Path) -> int:
     return main(["train", *map(str, words)])
 
 
+def test_a_training_without_its_extra_says_what_to_install(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qsmpipe.cli.train.find_spec", lambda name: None)
+    assert train("unet", tmp_path / "out") == 69
+    assert capsys.readouterr().err == (
+        "qsmpipe: training writes its curves by tensorboardX, which is not installed: "
+        "pip install 'qsmpipe[train]'\n"
+    )
+    assert not (tmp_path / "out").exists()
+
+
 def events(folder: Path) -> dict[str, dict[int, float]]:
     """Scalars by name and step; a record is a length and its CRC (12 bytes), an event, a CRC."""
     found: dict[str, dict[int, float]] = {}

@@ -130,6 +130,8 @@ def init_qsm_wf(
         What was subtracted (ppm).
     qsm_mask
         Where ``chi`` is trusted: the brain mask, eroded as the background removal needs.
+    reference_region
+        The fluid whose mean was subtracted, with ``reference="csf"``; undefined otherwise.
     mask, quality
         Brain mask, and phase quality in [0, 1].
     magnitude, phase

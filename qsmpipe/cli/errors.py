@@ -16,6 +16,8 @@ class Exit(IntEnum):
     BAD_DATA = 65
     """No acquisition passed the input check."""
     NO_INPUT = 66
+    UNAVAILABLE = 69
+    """A package that the command needs is not installed."""
     CANNOT_CREATE = 73
     INTERRUPTED = 130
 

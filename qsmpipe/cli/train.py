@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Self
@@ -34,6 +35,12 @@ PLAIN_SECONDS = 30.0
 def main(words: Sequence[str]) -> Exit:
     """Train, and say where the best network is."""
     given = _parser().parse_args(hyphenated(words))
+    if find_spec("tensorboardX") is None:
+        raise RunError(
+            Exit.UNAVAILABLE,
+            "training writes its curves by tensorboardX, which is not installed: "
+            "pip install 'qsmpipe[train]'",
+        )
     from qsmpipe.nets.training.recipe import read_recipe
 
     try:

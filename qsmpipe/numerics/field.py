@@ -16,6 +16,8 @@ from qsmpipe.numerics.phase import wrap
 from qsmpipe.numerics.solvers import Convergence
 from qsmpipe.numerics.units import check_echo_times, radians_per_ppm
 
+__all__ = ["TotalField", "linear", "nonlinear", "weighted_mean"]
+
 ASSUMED_SNR = 50.0
 """Median magnitude of the strongest echo over the noise, where the data do not tell."""
 

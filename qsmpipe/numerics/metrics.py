@@ -11,6 +11,16 @@ import numpy as np
 from scipy import ndimage
 from torch import Tensor
 
+__all__ = [
+    "Calcification",
+    "calcification",
+    "detrended_nrmse",
+    "hfen",
+    "linearity_error",
+    "nrmse",
+    "xsim",
+]
+
 LOG_SIGMA = 1.5
 """Width of the Laplacian of a Gaussian in HFEN (voxels); its kernel has 15 voxels."""
 
@@ -28,6 +38,18 @@ XSIM_CONSTANTS = (0.01**2, 0.001**2)
 def nrmse(recon: Tensor, truth: Tensor, mask: Tensor) -> float:
     """Error's norm over truth's, in percent, both in the mask and not demeaned [1]_.
 
+    Parameters
+    ----------
+    recon, truth : (X, Y, Z) tensors
+        Maps in one unit.
+    mask : (X, Y, Z) bool tensor
+        Where they are compared.
+
+    Returns
+    -------
+    float
+        Error (%); 0 for equal maps.
+
     References
     ----------
     .. [1] Langkammer et al. Magn Reson Med 79 (2018) 1661, doi:10.1002/mrm.26830
@@ -42,6 +64,18 @@ def detrended_nrmse(recon: Tensor, truth: Tensor, mask: Tensor) -> float:
     Of the three variants in use this is the one that fits the reconstruction to the truth and
     inverts the line (B): the errors of scale and offset vanish, and a map without any relation to
     the truth has an infinite error rather than one of 100 %.
+
+    Parameters
+    ----------
+    recon, truth : (X, Y, Z) tensors
+        Maps in one unit.
+    mask : (X, Y, Z) bool tensor
+        Where they are compared.
+
+    Returns
+    -------
+    float
+        Error (%); 0 for equal maps.
 
     References
     ----------
@@ -60,6 +94,18 @@ def xsim(recon: Tensor, truth: Tensor, mask: Tensor) -> float:
 
     Gaussian window of 7^3 voxels and sigma 1.5, edges replicated, constants for ppm. Some programs
     call a uniform 5^3 window XSIM too; it gives other numbers.
+
+    Parameters
+    ----------
+    recon, truth : (X, Y, Z) tensors
+        ppm.
+    mask : (X, Y, Z) bool tensor
+        Where they are compared.
+
+    Returns
+    -------
+    float
+        Similarity; 1 for equal maps.
 
     References
     ----------
@@ -85,6 +131,18 @@ def hfen(recon: Tensor, truth: Tensor, mask: Tensor) -> float:
     Kernel of 15^3 voxels and sigma 1.5; the maps are 0 outside the mask, and the norms are over
     the whole grid, so that the mask's rim counts.
 
+    Parameters
+    ----------
+    recon, truth : (X, Y, Z) tensors
+        Maps in one unit.
+    mask : (X, Y, Z) bool tensor
+        Where they are compared.
+
+    Returns
+    -------
+    float
+        Error (%); 0 for equal maps.
+
     References
     ----------
     .. [1] Ravishankar & Bresler, IEEE Trans Med Imaging 30 (2011) 1028,
@@ -108,6 +166,11 @@ def linearity_error(recon: Tensor, truth: Tensor, regions: Tensor) -> float:
         ppm.
     regions : (X, Y, Z) int tensor
         Number of the region, such as a deep nucleus; 0 elsewhere.
+
+    Returns
+    -------
+    float
+        Distance of the slope from 1; 0 at best.
 
     Raises
     ------
@@ -153,6 +216,11 @@ def calcification(recon: Tensor, truth: Tensor, mask: Tensor, region: Tensor) ->
         ppm.
     mask, region : (X, Y, Z) bool tensors
         Brain, and the calcification in it.
+
+    Returns
+    -------
+    Calcification
+        Error of the moment, and streaks, both in percent.
 
     Raises
     ------

@@ -14,6 +14,18 @@ from qsmpipe.numerics.kernels import gaussian
 from qsmpipe.numerics.solvers import Convergence
 from qsmpipe.numerics.units import check_echo_times
 
+__all__ = [
+    "Combined",
+    "Offset",
+    "alternates",
+    "combine_echoes",
+    "complex_to_polar",
+    "mcpc3ds",
+    "mcpc3ds_coils",
+    "to_radians",
+    "wrap",
+]
+
 DEFAULT_SIGMA = 7.0
 """Width of the Gaussian that smooths the phase offset (mm)."""
 
@@ -42,9 +54,19 @@ class Combined(NamedTuple):
 
 
 def wrap(phase: Tensor) -> Tensor:
-    """``phase`` (rad) plus the multiple of 2 pi that brings it into (-pi, pi].
+    """Add the multiple of 2 pi that brings phase into (-pi, pi].
 
     Values that lie there already keep every bit.
+
+    Parameters
+    ----------
+    phase : tensor
+        In rad, of any shape.
+
+    Returns
+    -------
+    tensor
+        In rad, in (-pi, pi].
     """
     turns = torch.ceil(phase / (2 * math.pi) - 0.5)
     wrapped = torch.sub(phase, turns, alpha=2 * math.pi)
@@ -52,7 +74,18 @@ def wrap(phase: Tensor) -> Tensor:
 
 
 def combine_echoes(magnitude: Tensor) -> Tensor:
-    """Root of the sum of squares over the echoes of (E, X, Y, Z)."""
+    """Root of the sum of squares over the echoes.
+
+    Parameters
+    ----------
+    magnitude : (E, X, Y, Z) tensor
+        Magnitude of every echo, in any unit.
+
+    Returns
+    -------
+    (X, Y, Z) tensor
+        In the unit of ``magnitude``.
+    """
     return magnitude.square().sum(0).sqrt_()
 
 
@@ -91,9 +124,23 @@ def to_radians(
 def complex_to_polar(
     real: Tensor, imag: Tensor, *, sign: int = 1, alternating: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Magnitude and phase (rad, in (-pi, pi]) of real and imaginary parts (..., X, Y, Z).
+    """Magnitude and phase of real and imaginary parts.
 
-    ``sign`` and ``alternating`` are those of :func:`to_radians`.
+    Parameters
+    ----------
+    real, imag : (..., X, Y, Z) tensors
+        In one unit.
+    sign : int
+        As in :func:`to_radians`.
+    alternating : bool
+        As in :func:`to_radians`.
+
+    Returns
+    -------
+    magnitude : (..., X, Y, Z) tensor
+        In the unit of the parts.
+    phase : (..., X, Y, Z) tensor
+        In rad, in (-pi, pi].
     """
     check_grid(real, imag, ("real", "imag"))
     phase = torch.atan2(imag, real).mul_(sign)

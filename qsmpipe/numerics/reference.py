@@ -6,6 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+__all__ = ["Referenced", "median_map", "reference"]
+
 
 class Referenced(NamedTuple):
     """Susceptibility relative to the mean of a region."""

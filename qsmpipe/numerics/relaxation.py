@@ -14,6 +14,8 @@ from qsmpipe.numerics.grids import check_grid
 from qsmpipe.numerics.solvers import Convergence
 from qsmpipe.numerics.units import check_echo_times
 
+__all__ = ["Relaxation", "arlo", "loglinear", "nonlinear"]
+
 MAX_T2STAR = 1.0
 """T2* (s) of voxels that do not measurably decay: longer ones are set to this."""
 

@@ -15,6 +15,8 @@ from qsmpipe.numerics.masks.threshold import bias_field
 from qsmpipe.numerics.units import check_echo_times
 from qsmpipe.numerics.unwrap.laplacian import laplacian
 
+__all__ = ["SWI", "clear", "homodyne", "minimum_projection"]
+
 Window: TypeAlias = Literal["hann", "hamming"]
 """How the low-pass filter of :func:`homodyne` falls off in k-space."""
 

@@ -23,6 +23,8 @@ from qsmpipe.numerics.kernels import AXIAL
 from qsmpipe.numerics.operators import Dipole
 from qsmpipe.numerics.reference import reference
 
+__all__ = ["Chain", "Deviation", "NotAFilterError", "deviation", "filter_deviation"]
+
 DEFAULT_REALISATIONS = 16
 """Noisy fields that are inverted. Alone, a standard deviation from so few is good to 18 %."""
 

@@ -6,13 +6,32 @@ from itertools import pairwise
 
 from torch import Tensor
 
+__all__ = ["GAMMA", "hz_per_ppm", "radians_per_ppm"]
+
 GAMMA = 42.577478518
 """Gyromagnetic ratio of the proton over 2 pi (MHz/T, CODATA 2018)."""
 
 
 def hz_per_ppm(field_strength: float) -> float:
-    """Precession (Hz) in 1 ppm of a B0 of ``field_strength`` T.
+    """Precession in 1 ppm of B0.
 
+    Parameters
+    ----------
+    field_strength : float
+        B0 (T).
+
+    Returns
+    -------
+    float
+        Frequency (Hz).
+
+    Raises
+    ------
+    ValueError
+        If B0 is not above 0.
+
+    Examples
+    --------
     >>> round(hz_per_ppm(3.0), 3)
     127.732
     """
@@ -23,8 +42,27 @@ def hz_per_ppm(field_strength: float) -> float:
 
 
 def radians_per_ppm(field_strength: float, echo_time: float) -> float:
-    """Phase (rad) that 1 ppm of a B0 of ``field_strength`` T collects in ``echo_time`` s.
+    """Phase that 1 ppm of B0 collects until an echo.
 
+    Parameters
+    ----------
+    field_strength : float
+        B0 (T).
+    echo_time : float
+        In s.
+
+    Returns
+    -------
+    float
+        Phase (rad).
+
+    Raises
+    ------
+    ValueError
+        If B0 is not above 0.
+
+    Examples
+    --------
     >>> round(radians_per_ppm(3.0, 0.020), 2)
     16.05
     """

@@ -1,6 +1,7 @@
 """Dipole inversion: from the local field to susceptibility."""
 
 from qsmpipe.numerics.inversion.common import Susceptibility
+from qsmpipe.numerics.inversion.cosmos import cosmos
 from qsmpipe.numerics.inversion.direct import l2, tkd, tsvd
 from qsmpipe.numerics.inversion.hd import hdqsm
 from qsmpipe.numerics.inversion.ilsqr import ilsqr
@@ -20,6 +21,7 @@ from qsmpipe.numerics.inversion.weak_harmonic import whqsm
 
 __all__ = [
     "Susceptibility",
+    "cosmos",
     "hdqsm",
     "ilsqr",
     "l1qsm",

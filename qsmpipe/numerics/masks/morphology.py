@@ -102,7 +102,18 @@ def depth_of(mask: Tensor, zooms: Zooms) -> Tensor:
 
 
 def largest_component(mask: Tensor) -> Tensor:
-    """Keep the largest 6-connected piece; of equal ones, the first in memory order."""
+    """Keep the largest 6-connected piece; of equal ones, the first in memory order.
+
+    Parameters
+    ----------
+    mask : (X, Y, Z) bool tensor
+        Any mask; an empty one stays empty.
+
+    Returns
+    -------
+    (X, Y, Z) bool tensor
+        The piece alone.
+    """
     array, box = _cropped(mask, (0, 0, 0))
     labels, count = ndimage.label(array)
     if count < 2:

@@ -23,9 +23,10 @@ BLOCK = 1 << 21
 
 
 class Fields(NamedTuple):
-    """Field of a head, ppm of B0; ``total`` is ``local + background`` everywhere."""
+    """Field of a head, ppm of B0."""
 
     total: Tensor
+    """``local + background`` everywhere."""
     local: Tensor
     """Of the sources inside the mask, relative to their mean."""
     background: Tensor
@@ -263,8 +264,27 @@ def _harmonics(x: Tensor, y: Tensor, z: Tensor) -> list[Tensor]:
 
 
 def block_mean(image: Tensor, factor: int) -> Tensor:
-    """Average (..., X, Y, Z) over cubes of ``factor`` voxels a side.
+    """Average over cubes of voxels.
 
+    Parameters
+    ----------
+    image : (..., X, Y, Z) tensor
+        In any unit.
+    factor : int
+        Voxels a side of each cube.
+
+    Returns
+    -------
+    (..., X / factor, Y / factor, Z / factor) tensor
+        Mean of each cube, in the unit of ``image``.
+
+    Raises
+    ------
+    ValueError
+        If the grid does not divide into such cubes.
+
+    Examples
+    --------
     >>> block_mean(torch.arange(8.0).reshape(2, 2, 2), 2)
     tensor([[[3.5000]]])
     """
@@ -278,7 +298,20 @@ def block_mean(image: Tensor, factor: int) -> Tensor:
 
 
 def upsample(image: Tensor, factor: int) -> Tensor:
-    """Repeat every voxel of (..., X, Y, Z) ``factor`` times along each axis."""
+    """Repeat every voxel along each axis.
+
+    Parameters
+    ----------
+    image : (..., X, Y, Z) tensor
+        In any unit.
+    factor : int
+        How many times.
+
+    Returns
+    -------
+    (..., factor X, factor Y, factor Z) tensor
+        In the unit of ``image``.
+    """
     for axis in SPACE:
         image = image.repeat_interleave(factor, axis)
     return image

@@ -17,6 +17,7 @@ class Tissue(NamedTuple):
     """One row of a table; the numbers are typical of the literature, not measurements."""
 
     name: str
+    """What it is called in tables and messages."""
     chi: float
     """Susceptibility relative to water (ppm)."""
     r2star: float
@@ -70,6 +71,11 @@ def maps_of(
     dtype : torch.dtype
         Of the maps.
 
+    Returns
+    -------
+    TissueMaps
+        Susceptibility, R2* and signal on the grid of ``labels``.
+
     Raises
     ------
     ValueError
@@ -110,7 +116,20 @@ def noise_texture(
 
 
 def brain_of(labels: Tensor, tissues: Mapping[int, Tissue]) -> Tensor:
-    """Where a label map shows brain, as a bool mask."""
+    """Where a label map shows brain.
+
+    Parameters
+    ----------
+    labels : (X, Y, Z) integer tensor
+        Label map.
+    tissues : mapping
+        Label to tissue.
+
+    Returns
+    -------
+    (X, Y, Z) bool tensor
+        True where the label's tissue belongs to the brain.
+    """
     table = torch.zeros(max(tissues) + 1, dtype=torch.bool, device=labels.device)
     for label, tissue in tissues.items():
         table[label] = tissue.brain
