@@ -13,7 +13,7 @@ HEAD = """\
 # Parameters
 
 Generated from the code by `python docs/parameters.py > docs/parameters.md`; do not edit.
-What the parameters mean, and their units: [methods.md](methods.md). A parameter is set by
+What the parameters mean, and their units: [methods](methods/index.md). A parameter is set by
 `--set STAGE.PARAMETER=VALUE`, or `--set STAGE.METHOD.PARAMETER=VALUE` where several methods of a
 stage run and share its name: [usage.md](usage.md#parameters)."""
 
