@@ -75,6 +75,8 @@ class Settings:
     """Stage (or ``stage.method``) to parameter to value, as given by the user."""
     b0: float = 0.0
     """Field strength (T); 0: from the sidecar."""
+    b0_direction: tuple[float, ...] = ()
+    """Unit vector along B0 in voxel axes, of every image; empty: from each image's header."""
     phase_sign: int = 0
     """+1 or -1; 0: by the manufacturer."""
 
@@ -85,6 +87,12 @@ class Settings:
     mem_gb: float = 0.0
     use_plugin: str = ""
     stop_on_first_crash: bool = False
+
+    def __post_init__(self) -> None:
+        length = math.hypot(*self.b0_direction)
+        if 0 < length < math.inf:
+            unit = tuple(component / length for component in self.b0_direction)
+            object.__setattr__(self, "b0_direction", unit)
 
     @property
     def mask_is_given(self) -> bool:
@@ -110,7 +118,7 @@ class Settings:
             if head != stage:
                 continue
             for key, value in values.items():
-                name = f"{key}_" if keyword.iskeyword(key) else key
+                name = _named(key)
                 among = [only] if only else list(chosen)
                 if only and only not in chosen:
                     method(stage, only)
@@ -160,6 +168,14 @@ class Settings:
             if twice := [name for name in set(names) if names.count(name) > 1]:
                 msg = f"{stage} {getattr(self, stage)!r}: {twice[0]} is there twice; name it once"
                 raise ValueError(msg)
+        if self.b0_direction and not (
+            len(self.b0_direction) == 3 and 0 < math.hypot(*self.b0_direction) < math.inf
+        ):
+            msg = (
+                f"b0_direction {' '.join(f'{x:g}' for x in self.b0_direction)}: give three finite "
+                "numbers that are not all 0, along the voxel axes, as in 0 0 1"
+            )
+            raise ValueError(msg)
         if self.uncertainty < 0 or self.uncertainty == 1:
             msg = f"uncertainty {self.uncertainty}: give 2 noisy fields or more, or 0 for none"
             raise ValueError(msg)
@@ -296,27 +312,63 @@ def read(path: str | Path) -> dict[str, Any]:
 def combine(command_line: Mapping[str, Any], config_file: str | None = None) -> Settings:
     """Join the defaults, the preset, the file and the command line, the last one winning.
 
-    Parameters of methods (``parameters``) add up, one by one.
+    Parameters of methods (``parameters``) add up, one by one. Each belongs to a method that its
+    own layer runs: ``inversion.lambda`` in a file with ``inversion = "tv"`` is a parameter of TV.
+    A later layer that runs other methods drops the parameters of those that it runs no more, and
+    of them alone: ``tv,rts`` after ``tv`` keeps the parameters of TV. A preset may hold parameters
+    of methods that it does not run; they serve whoever chooses such a method.
+
+    Raises
+    ------
+    ValueError
+        If the file cannot be read, or there is no such preset.
     """
     from_file = read(config_file) if config_file else {}
-    name = command_line.get("preset") or from_file.get("preset") or "default"
+    own = from_file.get("preset") or "default"
+    name = command_line.get("preset") or own
     known = presets()
-    if name not in known:
-        msg = f"there is no preset {name!r}: choose from {', '.join(known)}"
-        raise ValueError(msg)
-    layers = [known[name], from_file, dict(command_line)]
-    values: dict[str, Any] = {}
-    parameters: dict[str, dict[str, Any]] = {}
-    for layer in layers:
-        # A layer that picks another method drops what an earlier one set for the old method.
-        for stage in STAGES:
-            if layer.get(stage) is not None and values.get(stage) not in (None, layer[stage]):
-                parameters.pop(stage, None)
-        values |= {k: v for k, v in layer.items() if k != "description" and v is not None}
-        for stage, items in (layer.get("parameters") or {}).items():
-            parameters.setdefault(stage, {}).update(items)
+    for chosen in (own, name):
+        if chosen not in known:
+            msg = f"there is no preset {chosen!r}: choose from {', '.join(known)}"
+            raise ValueError(msg)
+    said = {key: item for key, item in command_line.items() if item is not None}
+    values = known[name] | from_file | said
+    methods = _methods_of(values)
+    parameters = {
+        group: dict(items)
+        for group, items in known[name].get("parameters", {}).items()
+        if _is_run(group, methods)
+    }
+    for layer, at_that_time in ((from_file, _methods_of(known[own] | from_file)), (said, methods)):
+        for group, items in layer.get("parameters", {}).items():
+            for key, item in items.items():
+                owner = _owner(group, key, at_that_time)
+                if _is_run(owner, methods) or not _is_run(owner, at_that_time):
+                    parameters.setdefault(owner, {})[_spoken(key)] = item
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-    return Settings(**(values | {"preset": name, "parameters": parameters}))
+    values |= {"preset": name, "parameters": parameters}
+    del values["description"]
+    return Settings(**values)
+
+
+def _methods_of(values: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+    """Methods that each stage runs, the defaults where nothing is chosen."""
+    return {
+        stage: names_in(stage, values.get(stage, getattr(Settings, stage))) for stage in STAGES
+    }
+
+
+def _is_run(group: str, methods: Mapping[str, tuple[str, ...]]) -> bool:
+    stage, _, name = group.partition(".")
+    return name in methods.get(stage, ())
+
+
+def _owner(group: str, key: str, methods: Mapping[str, tuple[str, ...]]) -> str:
+    """``stage.method`` of a parameter; ``group`` itself where that cannot be told."""
+    among = methods.get(group, ())
+    if len(among) > 1:  # signatures are read, which imports torch: seldom
+        among = tuple(name for name in among if _named(key) in parameters_of(group, name))
+    return f"{group}.{among[0]}" if len(among) == 1 else group
 
 
 def parse_assignments(assignments: Iterable[str]) -> dict[str, dict[str, Any]]:
@@ -349,8 +401,15 @@ def _choices(stage: str) -> str:
     return f"choose from {', '.join(METHODS[stage])}"
 
 
+def _named(key: str) -> str:
+    """Name of a parameter in Python: ``lambda_`` for ``lambda``."""
+    return f"{key}_" if keyword.iskeyword(key) else key
+
+
 def _spoken(name: str) -> str:
-    return name.removesuffix("_")
+    """Name of a parameter in a file: ``lambda`` for ``lambda_``."""
+    bare = name.removesuffix("_")
+    return bare if keyword.iskeyword(bare) else name
 
 
 def _no_owner(stage: str, methods: list[str], key: str, owners: list[str]) -> str:

@@ -1,9 +1,15 @@
 """Settings: layers, assignments, and messages that help."""
 
+import inspect
+import math
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from phantoms import TILT, phantom
 
+from qsmpipe.methods import function_of, parameters_of
 from qsmpipe.settings import Settings, combine, parse_assignments, presets, read
 
 
@@ -22,6 +28,124 @@ def test_parameters_of_a_method_that_was_replaced_are_dropped(tmp_path: Path) ->
     file.write_text('inversion = "tkd"\n[parameters.inversion]\nthreshold = 0.2\n')
     assert combine({}, str(file)).parameters_for("inversion") == {"tkd": {"threshold": 0.2}}
     assert combine({"inversion": "tv"}, str(file)).parameters_for("inversion") == {"tv": {}}
+
+
+@pytest.mark.parametrize(
+    ("file", "command_line", "expected"),
+    [
+        # What was meant for TV stays with TV, whatever runs beside it.
+        ('inversion = "tv"\nparameters.inversion.mu = 0.5', {"inversion": "tv,rts"},
+         {"tv": {"mu": 0.5}, "rts": {}}),
+        ('inversion = "tv,rts"\nparameters.inversion.delta = 0.2', {"inversion": "rts"},
+         {"rts": {"delta": 0.2}}),
+        ('inversion = "tv,rts"\nparameters.inversion.delta = 0.2', {"inversion": "tv"},
+         {"tv": {}}),
+        ('inversion = "tv"\n[parameters."inversion.tv"]\nmu = 0.5', {"inversion": "rts"},
+         {"rts": {}}),
+        ('inversion = "tv"\n[parameters."inversion.tv"]\nmu = 0.5',
+         {"parameters": {"inversion": {"mu": 2.0}}}, {"tv": {"mu": 2.0}}),
+        ('inversion = "tv"\nparameters.inversion.mu = 0.5',
+         {"parameters": {"inversion.tv": {"mu": 2.0}}}, {"tv": {"mu": 2.0}}),
+        ('inversion = "tv"\nparameters.inversion.lambda = 1e-4',
+         {"parameters": {"inversion": {"lambda_": 2e-4}}}, {"tv": {"lambda_": 2e-4}}),
+        # Made ready for a method that is chosen later.
+        ('[parameters."inversion.tv"]\nmu = 0.5', {"inversion": "tv"}, {"tv": {"mu": 0.5}}),
+        # Meant for TFI, which the file's own preset runs.
+        ("parameters.inversion.lambda = 1e-4", {"preset": "fast"}, {"l2": {}}),
+        ('preset = "fast"\nparameters.inversion.lambda = 1e-4', {}, {"l2": {"lambda_": 1e-4}}),
+    ],
+)  # fmt: skip
+def test_a_parameter_stays_with_its_method(
+    file: str, command_line: dict[str, Any], expected: dict[str, Any], tmp_path: Path
+) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text(file)
+    assert combine(command_line, str(path)).parameters_for("inversion") == expected
+
+
+def test_masks_keep_the_parameters_of_those_that_stay(tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text("[parameters.mask]\nfractional_intensity = 0.4\nopening = 3.0\n")
+    assert combine({"mask": "bet"}, str(path)).parameters_for("mask") == {
+        "bet": {"fractional_intensity": 0.4}
+    }
+    assert combine({"mask": "given & quality"}, str(path)).parameters_for("mask") == {
+        "quality": {"opening": 3.0}
+    }
+
+
+def test_a_parameter_of_a_method_that_nobody_ran_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text('inversion = "tv"\n[parameters."inversion.tkd"]\nthreshold = 0.2\n')
+    with pytest.raises(ValueError, match="tkd is not run"):
+        combine({}, str(path)).check()
+    assert combine({"inversion": "tkd"}, str(path)).parameters_for("inversion") == {
+        "tkd": {"threshold": 0.2}
+    }
+
+
+@pytest.mark.parametrize("given", [(0.0, 0.0, 0.0), (0.0, 1.0), (math.nan, 0.0, 1.0),
+                                   (0.0, math.inf, 1.0)])  # fmt: skip
+def test_a_direction_that_is_none_is_refused(given: tuple[float, ...]) -> None:
+    with pytest.raises(ValueError, match=r"b0_direction .*: give three finite numbers"):
+        Settings(b0_direction=given).check()
+
+
+def test_a_direction_has_length_one(tmp_path: Path) -> None:
+    settings = combine({"b0_direction": [0.0, -3.0, 4.0]})
+    assert settings.b0_direction == pytest.approx((0.0, -0.6, 0.8), abs=1e-15)
+    (tmp_path / "config.toml").write_text(settings.as_toml())
+    assert combine({}, str(tmp_path / "config.toml")) == settings
+
+
+SMALL = presets()["small-animal"]["parameters"]
+POWERS = {
+    "alpha0": 2, "alpha1": 1, "beta": 4, "bias_sigma": 1, "l1_lambda": 1, "lambda_": 1,
+    "margin": 1, "max_hole": 3, "mu": -1, "nu": 4, "opening": 1, "radii": 1, "radius": 1,
+    "ratio": 1, "resolution": 1, "rho": 1, "sigma": 1, "smoothing": 1, "thickness": 1,
+}  # fmt: skip
+"""Power of mm in a parameter's unit, by name."""
+OTHER_POWERS = {("inversion.l2", "lambda_"): 2, ("inversion.tikhonov", "lambda_"): 2}
+
+
+@pytest.mark.parametrize("group", SMALL)
+def test_lengths_for_small_animals_are_a_tenth(group: str) -> None:
+    """A parameter of unit mm^k is 10^k times smaller; one that follows the noise is a number."""
+    stage, name = group.split(".")
+    defaults = parameters_of(stage, name)
+    for key, value in (
+        combine({stage: name, "preset": "small-animal"}).parameters_for(stage)[name].items()
+    ):
+        default = defaults[key].default
+        if default == "auto":
+            assert value > 0
+            continue
+        factor = 10.0 ** OTHER_POWERS.get((group, key), POWERS[key])
+        scaled = [factor * x for x in value] if isinstance(value, tuple) else factor * value
+        assert scaled == pytest.approx(list(default) if isinstance(value, tuple) else default)
+
+
+@pytest.mark.parametrize(
+    "group", ["background.vsharp", "background.pdf", "background.resharp", "inversion.l2",
+              "inversion.tikhonov", "inversion.rts"],
+)  # fmt: skip
+def test_a_head_of_a_tenth_of_the_size_gives_the_same_map(group: str) -> None:
+    """The dipole has no size: what is left of the scale would be a length that was forgotten."""
+    stage, name = group.split(".")
+    head = phantom((38, 41, 32), (1.0, 1.0, 1.2), tilt=TILT, noise=1e-3, dtype=torch.float64)
+    small = tuple(zoom / 10 for zoom in head.zooms)
+    function = function_of(stage, name)
+    takes = inspect.signature(function).parameters
+    given = {"b0_direction": head.b0_direction} if "b0_direction" in takes else {}
+    chosen = combine({stage: name, "preset": "small-animal"}).parameters_for(stage)[name]
+    large_map = function(head.field, head.mask, head.zooms, **given)[0]
+    small_map = function(head.field, head.mask, small, **given, **chosen)[0]
+    torch.testing.assert_close(small_map, large_map, rtol=1e-6, atol=1e-9)
+
+
+def test_a_preset_names_the_method_of_each_parameter() -> None:
+    for preset in presets().values():
+        assert all("." in group for group in preset.get("parameters", {}))
 
 
 def test_what_is_written_reads_back(tmp_path: Path) -> None:

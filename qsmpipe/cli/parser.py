@@ -226,6 +226,14 @@ def build_parser() -> argparse.ArgumentParser:
         help="accept the licence of these weights, where it is not qsmpipe's own",
     )
     add("--b0", type=float, metavar="TESLA", help="field strength, instead of the sidecar's")
+    add(
+        "--b0-direction",
+        type=float,
+        nargs=3,
+        metavar=("X", "Y", "Z"),
+        help="along B0 in the voxel axes of every image, instead of the header's: for images "
+        "whose header has lost the scanner's axes; its length does not matter",
+    )
     add("--phase-sign", type=int, choices=(1, -1), help="instead of the manufacturer's")
     add("--intermediates", action="store_true", default=None,
         help="also write offset-free and unwrapped phase, noise and quality")  # fmt: skip
