@@ -1,4 +1,4 @@
-"""Links between the pages lead to files and headings; every page is reached from the index."""
+"""Links between the pages lead to files and headings; tables are whole; pages are short."""
 
 import re
 from pathlib import Path
@@ -43,6 +43,13 @@ def test_links_lead_to_files_and_headings(page: Path) -> None:
 def test_headings_of_a_page_differ(page: Path) -> None:
     found = anchors(page)
     assert len(set(found)) == len(found), "two headings with one anchor"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_rows_of_a_table_have_as_many_cells_as_its_head(page: Path) -> None:
+    for table in re.findall(r"(?:^\|.*\n)+", prose(page), re.MULTILINE):
+        rows = [re.sub(r"\\\|", "", row).count("|") for row in table.splitlines()]
+        assert len(set(rows)) == 1, table
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
