@@ -1,4 +1,4 @@
-"""Print docs/parameters.md: every parameter with its default, and what the presets choose.
+"""Print docs/parameters.md: every parameter with what it may be, and what the presets choose.
 
 ``python docs/parameters.py > docs/parameters.md``; a test compares the two.
 """
@@ -13,7 +13,7 @@ HEAD = """\
 # Parameters
 
 Generated from the code by `python docs/parameters.py > docs/parameters.md`; do not edit.
-What the parameters mean, and their units: [methods](methods/index.md). A parameter is set by
+What the parameters do, at more length: [methods](methods/index.md). A parameter is set by
 `--set STAGE.PARAMETER=VALUE`, or `--set STAGE.METHOD.PARAMETER=VALUE` where several methods of a
 stage run and share its name: [usage.md](usage.md#parameters)."""
 
@@ -26,7 +26,7 @@ def page() -> str:
     parts = [
         HEAD,
         "## Defaults",
-        _table(("stage", "method", "parameter", "default"), _defaults()),
+        _table(("stage", "method", "parameter", "default", "may be", "meaning"), _defaults()),
         "## Presets",
         _table(("setting", *(f"`{name}`" for name in presets())), _presets()),
     ]
@@ -38,9 +38,16 @@ def _defaults() -> Iterator[tuple[str, ...]]:
         for method in methods:
             parameters = parameters_of(stage, method)
             for name, parameter in parameters.items():
-                yield stage, method, f"`{name.removesuffix('_')}`", _text(parameter.default)
+                yield (
+                    stage,
+                    method,
+                    f"`{name.removesuffix('_')}`",
+                    _text(parameter.default),
+                    str(parameter.kind),
+                    parameter.description,
+                )
             if not parameters:
-                yield stage, method, "none", ""
+                yield stage, method, "none", "", "", ""
 
 
 def _presets() -> Iterator[tuple[str, ...]]:

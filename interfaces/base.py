@@ -9,8 +9,11 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar
+from types import new_class
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from nipype.interfaces.base import (
@@ -26,7 +29,17 @@ from nipype.interfaces.base.support import Bunch
 
 from qsmpipe import images
 from qsmpipe.interfaces.lease import lease
-from qsmpipe.methods import SUPPLIED
+from qsmpipe.methods import (
+    METHODS,
+    SUPPLIED,
+    Method,
+    Parameter,
+    function_of,
+    method,
+    parameters,
+    summary,
+)
+from qsmpipe.numerics.parameters import Kind, NotNegative, Positive
 from qsmpipe.numerics.solvers import Convergence
 
 logger = logging.getLogger("nipype.interface")
@@ -34,22 +47,43 @@ logger = logging.getLogger("nipype.interface")
 
 def positive(value: float, desc: str) -> traits.Range:
     """Make an input that must be above 0."""
-    return traits.Range(low=0.0, exclude_low=True, value=value, usedefault=True, desc=desc)
+    return trait_of(Parameter(Kind.of(Positive), value, desc))
 
 
 def not_negative(value: float, desc: str) -> traits.Range:
     """Make an input that must be 0 or above."""
-    return traits.Range(low=0.0, value=value, usedefault=True, desc=desc)
+    return trait_of(Parameter(Kind.of(NotNegative), value, desc))
 
 
-def stops_below(value: float, desc: str = "relative change of the map that stops") -> traits.Range:
-    """Make the tolerance of an iteration."""
-    return not_negative(value, desc)
+def trait_of(parameter: Parameter) -> traits.TraitType:
+    """Make the input that a parameter of a method is."""
+    kind, value = parameter.kind, parameter.default
+    told = {"usedefault": True, "desc": parameter.description}
+    if kind.base is None:
+        return traits.Enum(value, *(word for word in kind.words if word != value), **told)
+    if kind.many:
+        return traits.List(_trait(replace(kind, many=False)), value=list(value), **told)
+    if kind.words:
+        first = float(kind.low or 0) + 1  # a value of its own, which no one sees
+        return traits.Union(
+            _trait(kind, value=first), traits.Enum(*kind.words), default_value=value, **told
+        )
+    return _trait(kind, value=value, **told)
 
 
-def at_most(value: int, desc: str = "iterations at most") -> traits.Range:
-    """Make the number of steps that an iteration takes at most."""
-    return traits.Range(low=1, value=value, usedefault=True, desc=desc)
+def _trait(kind: Kind, **told: Any) -> traits.TraitType:
+    if kind.low is None and kind.high is None:
+        plain = {bool: traits.Bool, int: traits.Int, float: traits.Float, str: traits.Str}
+        default = [told.pop("value")] if "value" in told else []
+        return plain[kind.base or str](*default, **told)
+    to = kind.base or float
+    return traits.Range(
+        low=None if kind.low is None else to(kind.low),
+        high=None if kind.high is None else to(kind.high),
+        exclude_low=kind.without_low,
+        exclude_high=kind.without_high,
+        **told,
+    )
 
 
 def direction(image: str) -> traits.List:
@@ -75,6 +109,9 @@ class StageInputSpec(BaseInterfaceInputSpec):
         for word in filter(keyword.iskeyword, self.__prefix_traits__):
             # traits takes `lambda_` for the prefix of a family of names; it is one once assigned.
             setattr(self, f"{word}_", getattr(self, f"{word}_"))
+
+
+Spec = TypeVar("Spec", bound=StageInputSpec)
 
 
 class StageOutputSpec(TraitedSpec):
@@ -188,6 +225,54 @@ class Stage(SimpleInterface):
         runtime.peak_memory_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         self._results["step"] = self._step
         return runtime
+
+
+def takes(function: Callable[..., Any]) -> Callable[[type[Spec]], type[Spec]]:
+    """Add the parameters of a function to the input spec that is decorated."""
+
+    def extended(spec: type[Spec]) -> type[Spec]:
+        return _with_parameters(spec, function, spec.__name__, spec.__qualname__)
+
+    return extended
+
+
+def _with_parameters(
+    spec: type[Spec], function: Callable[..., Any], name: str, qualname: str
+) -> type[Spec]:
+    members = {key: trait_of(one) for key, one in parameters(function).items()}
+    place = {"__module__": spec.__module__, "__qualname__": qualname, "__doc__": spec.__doc__}
+    return new_class(name, (spec,), exec_body=lambda body: body.update(members | place))
+
+
+def interfaces_of(
+    stage: str, base: Callable[[Method], type[Stage]]
+) -> Callable[[str], type[Stage]]:
+    """Make the ``__getattr__`` of a module with the interfaces of a stage's methods.
+
+    Each is made of its row in :data:`qsmpipe.methods.METHODS` when it is first asked for: ``base``
+    of the row says how to load, call and save, the function of the row which parameters there are.
+    """
+    names = {row.interface: name for name, row in METHODS[stage].items()}
+
+    @cache
+    def interface(name: str) -> type[Stage]:
+        if name not in names:
+            raise AttributeError(f"module 'qsmpipe.interfaces.{stage}' has no attribute {name!r}")
+        parent, function = base(method(stage, names[name])), function_of(stage, names[name])
+        told = f"{summary(function)}.\n\nSee :func:`{function.__module__}.{function.__name__}`."
+        spec = _with_parameters(
+            parent.input_spec, function, f"_{name}InputSpec", f"{name}.input_spec"
+        )
+        members = {
+            "__module__": parent.__module__,
+            "__doc__": told,
+            "input_spec": spec,
+            "method": names[name],
+            "function": staticmethod(function),
+        }
+        return new_class(name, (parent,), exec_body=lambda body: body.update(members))
+
+    return interface
 
 
 def _named(device: torch.device) -> str:

@@ -11,18 +11,10 @@ from qsmpipe.interfaces.base import (
     Stage,
     StageInputSpec,
     StageOutputSpec,
-    at_most,
     direction,
-    not_negative,
-    stops_below,
+    takes,
 )
-from qsmpipe.numerics.inversion.cosmos import (
-    DEFAULT_LAMBDA,
-    DEFAULT_MAX_ITERATIONS,
-    DEFAULT_TOLERANCE,
-    conditioning,
-    cosmos,
-)
+from qsmpipe.numerics.inversion.cosmos import conditioning, cosmos
 from qsmpipe.numerics.resampling import resample, resample_mask
 from qsmpipe.registration import Placed, register, turned_by
 
@@ -119,6 +111,7 @@ class ResampleTo(Stage):
             self._results[name] = images.save(image, cwd / f"{name}.nii.gz", like=like)
 
 
+@takes(cosmos)
 class _CosmosInputSpec(StageInputSpec):
     fields = traits.List(
         File(exists=True), mandatory=True, desc="field (ppm) of each orientation, on one grid"
@@ -135,9 +128,6 @@ class _CosmosInputSpec(StageInputSpec):
     transforms = traits.List(
         File(exists=True), desc="motions of the second and later orientations, for the record"
     )
-    lambda_ = not_negative(DEFAULT_LAMBDA, "weight of the squared susceptibility (no unit)")
-    tolerance = stops_below(DEFAULT_TOLERANCE, "relative residual that stops")
-    max_iterations = at_most(DEFAULT_MAX_ITERATIONS)
 
 
 class _CosmosOutputSpec(StageOutputSpec):

@@ -1,4 +1,4 @@
-"""Nipype interfaces to :mod:`qsmpipe.numerics.field`."""
+"""Nipype interfaces to :mod:`qsmpipe.numerics.field`, one for each method of the stage."""
 
 from pathlib import Path
 
@@ -6,14 +6,10 @@ import torch
 from nipype.interfaces.base import File, traits
 
 from qsmpipe import images
-from qsmpipe.interfaces.base import Stage, StageInputSpec, StageOutputSpec, at_most, stops_below
-from qsmpipe.numerics.field import (
-    DEFAULT_MAX_ITERATIONS,
-    DEFAULT_TOLERANCE,
-    linear,
-    nonlinear,
-    weighted_mean,
-)
+from qsmpipe.interfaces.base import Stage, StageInputSpec, StageOutputSpec, interfaces_of
+from qsmpipe.methods import METHODS
+
+__all__ = [row.interface for row in METHODS["field"].values()]
 
 
 class _FieldInputSpec(StageInputSpec):
@@ -51,29 +47,8 @@ class _Field(Stage):
             self._results[name] = images.save(getattr(result, name), path, like=like)
 
 
-class WeightedMean(_Field):
-    """Average phase over echo time (:func:`qsmpipe.numerics.field.weighted_mean`)."""
-
-    method = "weighted"
-    function = staticmethod(weighted_mean)
+__getattr__ = interfaces_of("field", lambda row: _Field)
 
 
-class LinearFit(_Field):
-    """Fit a line with offset to the phase (:func:`qsmpipe.numerics.field.linear`)."""
-
-    method = "linear"
-    function = staticmethod(linear)
-
-
-class _NonlinearFitInputSpec(_FieldInputSpec):
-    offset = traits.Bool(False, usedefault=True, desc="fit the phase at echo time 0 as well")
-    tolerance = stops_below(DEFAULT_TOLERANCE, "a voxel is done when it moves less (rad)")
-    max_iterations = at_most(DEFAULT_MAX_ITERATIONS, "steps at most")
-
-
-class NonlinearFit(_Field):
-    """Fit the complex signal of all echoes (:func:`qsmpipe.numerics.field.nonlinear`)."""
-
-    input_spec = _NonlinearFitInputSpec
-    method = "nonlinear"
-    function = staticmethod(nonlinear)
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

@@ -1,4 +1,4 @@
-"""Nipype interfaces to :mod:`qsmpipe.numerics.masks`."""
+"""Nipype interfaces to :mod:`qsmpipe.numerics.masks`: each method of the stage, and more."""
 
 import math
 from pathlib import Path
@@ -8,9 +8,15 @@ import torch
 from nipype.interfaces.base import File, InputMultiObject, isdefined, traits
 
 from qsmpipe import images
-from qsmpipe.interfaces.base import Stage, StageInputSpec, StageOutputSpec, not_negative, positive
-from qsmpipe.methods import parameters_of
-from qsmpipe.numerics.masks.bet import bet
+from qsmpipe.interfaces.base import (
+    Stage,
+    StageInputSpec,
+    StageOutputSpec,
+    interfaces_of,
+    not_negative,
+    takes,
+)
+from qsmpipe.methods import METHODS, Method
 from qsmpipe.numerics.masks.morphology import (
     OPERATIONS,
     combine,
@@ -18,14 +24,17 @@ from qsmpipe.numerics.masks.morphology import (
     fill_holes,
     largest_component,
 )
-from qsmpipe.numerics.masks.quality import quality
-from qsmpipe.numerics.masks.residual import DEFAULT_THRESHOLD, exclude_residual
-from qsmpipe.numerics.masks.threshold import threshold
+from qsmpipe.numerics.masks.residual import exclude_residual
 from qsmpipe.numerics.unwrap.romeo import quality_map
 
-
-def _default(method: str, name: str) -> Any:
-    return parameters_of("mask", method)[name].default
+__all__ = [
+    "Combine",
+    "ExcludeResidual",
+    "Given",
+    "QualityMap",
+    "Refine",
+    *(row.interface for row in METHODS["mask"].values()),
+]
 
 
 class _MaskOutputSpec(StageOutputSpec):
@@ -53,96 +62,27 @@ class _MagnitudeInputSpec(StageInputSpec):
 
 
 class _MagnitudeMask(_Mask):
+    input_spec = _MagnitudeInputSpec
+
     def _compute(self, cwd: Path, device: torch.device) -> None:
         times = self.inputs.echo_times
         self._make(self.inputs.magnitude, cwd, echo_times=times if isdefined(times) else None)
 
 
-class _ThresholdInputSpec(_MagnitudeInputSpec):
-    factor = positive(
-        _default("threshold", "factor"), "multiplies the threshold: above 1 for a tighter mask"
-    )
-    bias_sigma = not_negative(
-        _default("threshold", "bias_sigma"),
-        "smoothness of the bias field (mm); 0 for no correction",
-    )
-    smoothing = not_negative(
-        _default("threshold", "smoothing"), "Gaussian width of the majority votes (mm)"
-    )
-    opening = not_negative(
-        _default("threshold", "opening"), "half the width of the bridges that are cut (mm)"
-    )
-    max_hole = not_negative(_default("threshold", "max_hole"), "largest hole that is filled (mL)")
-    echoes = traits.Enum(
-        "combined", "all", usedefault=True, desc="the echoes joined, or every one, must exceed it"
-    )
-
-
-class Threshold(_MagnitudeMask):
-    """Mask by the magnitude (:func:`qsmpipe.numerics.masks.threshold.threshold`)."""
-
-    input_spec = _ThresholdInputSpec
-    method = "threshold"
-    function = staticmethod(threshold)
-
-
-class _BETInputSpec(_MagnitudeInputSpec):
-    fractional_intensity = traits.Range(
-        low=0.0,
-        high=1.0,
-        exclude_low=True,
-        exclude_high=True,
-        value=_default("bet", "fractional_intensity"),
-        usedefault=True,
-        desc="where between dark and bright the brain ends; smaller gives a larger brain",
-    )
-    smoothness = positive(
-        _default("bet", "smoothness"), "multiplies the force that smooths the surface"
-    )
-    bias_sigma = not_negative(
-        _default("bet", "bias_sigma"), "smoothness of the bias field (mm); 0 for no correction"
-    )
-    iterations = traits.Range(
-        low=1, value=_default("bet", "iterations"), usedefault=True, desc="steps at most"
-    )
-
-
-class BET(_MagnitudeMask):
-    """Extract the brain (:func:`qsmpipe.numerics.masks.bet.bet`)."""
-
-    input_spec = _BETInputSpec
-    method = "bet"
-    function = staticmethod(bet)
-
-
 class _QualityInputSpec(StageInputSpec):
     quality = File(exists=True, mandatory=True, desc="phase quality, 0 to 1, 3D")
     magnitude = File(exists=True, desc="magnitude; not used")
-    threshold = traits.Union(
-        traits.Float,
-        traits.Enum("otsu"),
-        default_value=_default("quality", "threshold"),
-        usedefault=True,
-        desc='least quality, or "otsu" for the one that splits the histogram best',
-    )
-    smoothing = not_negative(
-        _default("quality", "smoothing"), "Gaussian width of the majority vote (mm)"
-    )
-    opening = not_negative(
-        _default("quality", "opening"), "half the width of the bridges that are cut (mm)"
-    )
-    max_hole = not_negative(_default("quality", "max_hole"), "largest hole that is filled (mL)")
 
 
-class Quality(_Mask):
-    """Mask by phase quality (:func:`qsmpipe.numerics.masks.quality.quality`)."""
-
+class _QualityMask(_Mask):
     input_spec = _QualityInputSpec
-    method = "quality"
-    function = staticmethod(quality)
 
     def _compute(self, cwd: Path, device: torch.device) -> None:
         self._make(self.inputs.quality, cwd)
+
+
+def _base(row: Method) -> type[Stage]:
+    return _QualityMask if row.interface == "Quality" else _MagnitudeMask
 
 
 class _QualityMapInputSpec(StageInputSpec):
@@ -227,6 +167,7 @@ class Combine(_Mask):
         self._keep(combine(masks, operation), cwd, like=like)
 
 
+@takes(exclude_residual)
 class _ExcludeResidualInputSpec(StageInputSpec):
     residual = File(
         exists=True,
@@ -234,7 +175,6 @@ class _ExcludeResidualInputSpec(StageInputSpec):
         desc="signal that the field fit leaves over the signal itself, 3D",
     )
     mask = File(exists=True, mandatory=True, desc="where `residual` is known, on its grid")
-    threshold = positive(DEFAULT_THRESHOLD, "largest residual that is kept")
 
 
 class ExcludeResidual(_Mask):
@@ -289,3 +229,10 @@ class Refine(_Mask):
             )
             raise ValueError(msg)
         self._keep(largest_component(mask), cwd, like=inputs.mask)
+
+
+__getattr__ = interfaces_of("mask", _base)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

@@ -1,32 +1,19 @@
 """Nipype interfaces to :mod:`qsmpipe.numerics.masks.passes`."""
 
-import inspect
 from pathlib import Path
-from typing import Any
 
 import torch
-from nipype.interfaces.base import File, traits
+from nipype.interfaces.base import File
 
 from qsmpipe import images
-from qsmpipe.interfaces.base import Stage, StageInputSpec, StageOutputSpec, not_negative
+from qsmpipe.interfaces.base import Stage, StageInputSpec, StageOutputSpec, takes
 from qsmpipe.numerics.masks.passes import merge, reliable
 
 
-def _default(name: str) -> Any:
-    return inspect.signature(reliable).parameters[name].default
-
-
+@takes(reliable)
 class _ReliableInputSpec(StageInputSpec):
     quality = File(exists=True, mandatory=True, desc="phase quality, 0 to 1, 3D")
     mask = File(exists=True, mandatory=True, desc="mask without holes, on the grid of `quality`")
-    threshold = traits.Union(
-        traits.Float,
-        traits.Enum("otsu"),
-        default_value=_default("threshold"),
-        usedefault=True,
-        desc='least quality, or "otsu" for the one that splits the histogram best',
-    )
-    smoothing = not_negative(_default("smoothing"), "Gaussian width of the vote (mm)")
 
 
 class _ReliableOutputSpec(StageOutputSpec):

@@ -1,13 +1,12 @@
 """Nipype interface to :mod:`qsmpipe.numerics.reference`."""
 
-import inspect
 from pathlib import Path
 
 import torch
 from nipype.interfaces.base import File, isdefined, traits
 
 from qsmpipe import images
-from qsmpipe.interfaces.base import Stage, StageInputSpec, StageOutputSpec, not_negative, positive
+from qsmpipe.interfaces.base import Stage, StageInputSpec, StageOutputSpec, takes
 from qsmpipe.numerics.masks.ventricles import ventricles
 from qsmpipe.numerics.reference import median_map, reference
 
@@ -57,20 +56,12 @@ class Reference(_Subtract):
         self._subtract(mask, region, cwd, device)
 
 
-def _default(name: str) -> float:
-    return float(inspect.signature(ventricles).parameters[name].default)
-
-
+@takes(ventricles)
 class _CSFReferenceInputSpec(StageInputSpec):
     chi = File(exists=True, mandatory=True, desc="susceptibility (ppm)")
     mask = File(exists=True, mandatory=True, desc="where `chi` is known, on its grid")
     r2star = File(exists=True, mandatory=True, desc="R2* (1/s), on the grid of `chi`")
     magnitude = File(exists=True, desc="magnitude, 3D or echoes last, on the grid of `chi`")
-    threshold = positive(_default("threshold"), "R2* of fluid is below this (1/s)")
-    radius = positive(_default("radius"), "ventricles are sought this near the centre (mm)")
-    depth = not_negative(_default("depth"), "and this deep in `mask` (mm)")
-    smoothing = not_negative(_default("smoothing"), "Gaussian width of the majority vote (mm)")
-    min_volume = not_negative(_default("min_volume"), "less fluid is no ventricle (mL)")
 
 
 class _CSFReferenceOutputSpec(_ReferenceOutputSpec):

@@ -1,4 +1,4 @@
-"""Nipype interfaces to :mod:`qsmpipe.numerics.relaxation`."""
+"""Nipype interfaces to :mod:`qsmpipe.numerics.relaxation`, one for each method of the stage."""
 
 from pathlib import Path
 
@@ -6,14 +6,10 @@ import torch
 from nipype.interfaces.base import File, traits
 
 from qsmpipe import images
-from qsmpipe.interfaces.base import Stage, StageInputSpec, StageOutputSpec, at_most, stops_below
-from qsmpipe.numerics.relaxation import (
-    DEFAULT_MAX_ITERATIONS,
-    DEFAULT_TOLERANCE,
-    arlo,
-    loglinear,
-    nonlinear,
-)
+from qsmpipe.interfaces.base import Stage, StageInputSpec, StageOutputSpec, interfaces_of
+from qsmpipe.methods import METHODS
+
+__all__ = [row.interface for row in METHODS["relaxation"].values()]
 
 
 class _RelaxationInputSpec(StageInputSpec):
@@ -45,36 +41,8 @@ class _Relaxation(Stage):
             self._results[name] = images.save(getattr(result, name), path, like=like)
 
 
-class LogLinear(_Relaxation):
-    """Fit R2* log-linearly (:func:`qsmpipe.numerics.relaxation.loglinear`)."""
-
-    method = "loglinear"
-    function = staticmethod(loglinear)
+__getattr__ = interfaces_of("relaxation", lambda row: _Relaxation)
 
 
-class Arlo(_Relaxation):
-    """Estimate R2* by ARLO (:func:`qsmpipe.numerics.relaxation.arlo`)."""
-
-    method = "arlo"
-    function = staticmethod(arlo)
-
-
-class _NonlinearDecayInputSpec(_RelaxationInputSpec):
-    noise_floor = traits.Union(
-        traits.Range(low=0.0, value=0.0),
-        traits.Enum("auto"),
-        default_value=0.0,
-        usedefault=True,
-        desc="noise of real and imaginary part that the fit allows for (unit of `magnitude`); 0 "
-        "for none, or auto: from the residuals",
-    )
-    tolerance = stops_below(DEFAULT_TOLERANCE, "a voxel is done when its signal moves less")
-    max_iterations = at_most(DEFAULT_MAX_ITERATIONS, "steps at most")
-
-
-class NonlinearDecay(_Relaxation):
-    """Fit an exponential to the magnitude (:func:`qsmpipe.numerics.relaxation.nonlinear`)."""
-
-    input_spec = _NonlinearDecayInputSpec
-    method = "nonlinear"
-    function = staticmethod(nonlinear)
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

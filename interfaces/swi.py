@@ -1,7 +1,6 @@
-"""Nipype interfaces to :mod:`qsmpipe.numerics.swi`."""
+"""Nipype interfaces to :mod:`qsmpipe.numerics.swi`, one for each method of the stage."""
 
 from pathlib import Path
-from typing import get_args
 
 import torch
 from nipype.interfaces.base import File, traits
@@ -12,21 +11,11 @@ from qsmpipe.interfaces.base import (
     StageInputSpec,
     StageOutputSpec,
     direction,
-    not_negative,
-    positive,
+    interfaces_of,
 )
-from qsmpipe.numerics.swi import (
-    DEFAULT_BIAS_SIGMA,
-    DEFAULT_POWER,
-    DEFAULT_RESOLUTION,
-    DEFAULT_SIGMA,
-    DEFAULT_STRENGTH,
-    DEFAULT_THICKNESS,
-    Kind,
-    Window,
-    clear,
-    homodyne,
-)
+from qsmpipe.methods import METHODS
+
+__all__ = [row.interface for row in METHODS["swi"].values()]
 
 
 class _SWIInputSpec(StageInputSpec):
@@ -39,10 +28,6 @@ class _SWIInputSpec(StageInputSpec):
     mask = File(exists=True, mandatory=True, desc="what to image, on the grid of `phase`")
     echo_times = traits.List(traits.Float, desc="echo times (s); for the methods that take them")
     b0_direction = direction("phase")
-    darkens = traits.Enum(
-        *get_args(Kind), usedefault=True, desc="darken where the field is raised, or lowered"
-    )
-    thickness = positive(DEFAULT_THICKNESS, "slab of the minimum intensity projection (mm)")
 
 
 class _SWIOutputSpec(StageOutputSpec):
@@ -66,36 +51,8 @@ class _SWI(Stage):
             self._results[name] = images.save(image, cwd / f"{name}.nii.gz", like=like)
 
 
-class _HomodyneInputSpec(_SWIInputSpec):
-    resolution = positive(DEFAULT_RESOLUTION, "voxel size of the phase that is removed (mm)")
-    window = traits.Enum(
-        *get_args(Window), usedefault=True, desc="how the low-pass filter falls off"
-    )
-    per_slice = traits.Bool(
-        True, usedefault=True, desc="filter within slices, not along all three axes"
-    )
-    power = not_negative(DEFAULT_POWER, "how often the phase mask is multiplied")
+__getattr__ = interfaces_of("swi", lambda row: _SWI)
 
 
-class Homodyne(_SWI):
-    """Weight by homodyne-filtered phase (:func:`qsmpipe.numerics.swi.homodyne`)."""
-
-    input_spec = _HomodyneInputSpec
-    method = "homodyne"
-    function = staticmethod(homodyne)
-
-
-class _ClearInputSpec(_SWIInputSpec):
-    sigma = positive(DEFAULT_SIGMA, "width of the high-pass filter of the phase (mm)")
-    strength = positive(DEFAULT_STRENGTH, "how steeply the phase mask falls")
-    bias_sigma = not_negative(
-        DEFAULT_BIAS_SIGMA, "smoothness of the shading that is divided out (mm); 0 for none"
-    )
-
-
-class Clear(_SWI):
-    """Weight by the field of all echoes (:func:`qsmpipe.numerics.swi.clear`)."""
-
-    input_spec = _ClearInputSpec
-    method = "clear"
-    function = staticmethod(clear)
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

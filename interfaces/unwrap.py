@@ -1,4 +1,4 @@
-"""Nipype interfaces to :mod:`qsmpipe.numerics.unwrap`."""
+"""Nipype interfaces to :mod:`qsmpipe.numerics.unwrap`, one for each method of the stage."""
 
 from pathlib import Path
 
@@ -6,10 +6,10 @@ import torch
 from nipype.interfaces.base import File, isdefined, traits
 
 from qsmpipe import images
-from qsmpipe.interfaces.base import Stage, StageInputSpec, StageOutputSpec
-from qsmpipe.numerics.unwrap.bestpath import bestpath
-from qsmpipe.numerics.unwrap.laplacian import laplacian
-from qsmpipe.numerics.unwrap.romeo import DEFAULT_UNCERTAIN, WEIGHTS, romeo
+from qsmpipe.interfaces.base import Stage, StageInputSpec, StageOutputSpec, interfaces_of
+from qsmpipe.methods import METHODS
+
+__all__ = [row.interface for row in METHODS["unwrap"].values()]
 
 
 class _UnwrapInputSpec(StageInputSpec):
@@ -43,55 +43,8 @@ class _Unwrap(Stage):
         self._results["phase"] = images.save(phase, cwd / "unwrapped.nii.gz", like=like)
 
 
-class _LaplacianInputSpec(_UnwrapInputSpec):
-    boundary = traits.Enum(
-        "mask", "neumann", "periodic", usedefault=True, desc="where the equations end"
-    )
+__getattr__ = interfaces_of("unwrap", lambda row: _Unwrap)
 
 
-class Laplacian(_Unwrap):
-    """Unwrap by the Laplacian (:func:`qsmpipe.numerics.unwrap.laplacian.laplacian`)."""
-
-    input_spec = _LaplacianInputSpec
-    method = "laplacian"
-    function = staticmethod(laplacian)
-
-
-class _ExactInputSpec(_UnwrapInputSpec):
-    template = traits.Range(
-        low=1, value=1, usedefault=True, desc="echo that is unwrapped in space, from 1"
-    )
-    individual = traits.Bool(
-        False, usedefault=True, desc="unwrap each echo in space, not by its neighbour in time"
-    )
-
-
-class BestPath(_Unwrap):
-    """Unwrap along the best path (:func:`qsmpipe.numerics.unwrap.bestpath.bestpath`)."""
-
-    input_spec = _ExactInputSpec
-    method = "bestpath"
-    function = staticmethod(bestpath)
-
-
-class _RomeoInputSpec(_ExactInputSpec):
-    weights = traits.Enum(*WEIGHTS, usedefault=True, desc="what makes an edge reliable")
-    uncertain = traits.Range(
-        low=0.0,
-        high=1.0,
-        exclude_low=True,
-        value=DEFAULT_UNCERTAIN,
-        usedefault=True,
-        desc="how far from the neighbour in time a voxel is unwrapped in space instead (pi)",
-    )
-    correct_global = traits.Bool(
-        True, usedefault=True, desc="shift all by the multiple of 2 pi that brings the median to 0"
-    )
-
-
-class Romeo(_Unwrap):
-    """Unwrap by ROMEO (:func:`qsmpipe.numerics.unwrap.romeo.romeo`)."""
-
-    input_spec = _RomeoInputSpec
-    method = "romeo"
-    function = staticmethod(romeo)
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

@@ -8,10 +8,17 @@ every method owes and the benchmarks read this table.
 import importlib
 import inspect
 import re
-from collections.abc import Callable, Sequence
+import typing
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import cache
+from types import MappingProxyType
 from typing import Any, Literal
+
+from docstring_parser import Docstring, DocstringStyle, parse
+
+from qsmpipe.numerics.parameters import Kind
 
 
 @dataclass(frozen=True)
@@ -561,11 +568,63 @@ SUPPLIED = frozenset({
 """Keyword arguments that come from the data and not from the user."""
 
 
-def parameters_of(stage: str, name: str) -> dict[str, inspect.Parameter]:
+@dataclass(frozen=True)
+class Parameter:
+    """A choice of a method."""
+
+    kind: Kind
+    """What it may be."""
+    default: Any
+    description: str
+    """What it is, with its unit: a sentence without its full stop."""
+
+
+def parameters_of(stage: str, name: str) -> Mapping[str, Parameter]:
     """Parameters of a method that a user may set, from its function's own signature."""
-    signature = inspect.signature(function_of(stage, name))
+    return parameters(function_of(stage, name))
+
+
+@cache
+def parameters(function: Callable[..., Any]) -> Mapping[str, Parameter]:
+    """Read the choices of a function: its keyword-only arguments that are no data.
+
+    What each may be comes from its annotation, what it is from the docstring: the first sentence.
+
+    Raises
+    ------
+    TypeError
+        If an annotation is none that a parameter may have, or the docstring leaves one out.
+    """
+    hints = typing.get_type_hints(function, include_extras=True)
+    told = _descriptions(function)
+    found = {}
+    for name, argument in inspect.signature(function).parameters.items():
+        if argument.kind is argument.KEYWORD_ONLY and name not in SUPPLIED:
+            if name not in told:
+                raise TypeError(f"the docstring of {function.__qualname__} does not tell {name}")
+            found[name] = Parameter(Kind.of(hints[name]), argument.default, told[name])
+    return MappingProxyType(found)
+
+
+def summary(function: Callable[..., Any]) -> str:
+    """First line of a docstring, plain."""
+    return _plain(_parsed(function).short_description or "")
+
+
+def _descriptions(function: Callable[..., Any]) -> dict[str, str]:
     return {
-        key: parameter
-        for key, parameter in signature.parameters.items()
-        if parameter.kind is parameter.KEYWORD_ONLY and key not in SUPPLIED
+        name.strip(): _plain(re.split(r"\.\s", one.description or "")[0])
+        for one in _parsed(function).params
+        for name in one.arg_name.split(",")
     }
+
+
+def _parsed(function: Callable[..., Any]) -> Docstring:
+    return parse(inspect.getdoc(function) or "", DocstringStyle.NUMPYDOC)
+
+
+def _plain(text: str) -> str:
+    """``text`` without the marks of reStructuredText."""
+    text = re.sub(r"\s*\[\d+\]_", "", " ".join(text.split()))
+    text = re.sub(r":\w+:`[~.]?([^`]*)`", lambda found: found[1].replace("\\", ""), text)
+    return text.replace("``", "`").rstrip(".")

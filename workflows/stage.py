@@ -10,7 +10,7 @@ from nipype.interfaces.utility import IdentityInterface
 from nipype.pipeline.engine import Node, Workflow
 from traits.api import TraitError
 
-from qsmpipe.methods import SUPPLIED, function_of, interface_of
+from qsmpipe.methods import SUPPLIED, function_of, interface_of, parameters_of
 
 
 def interface_with(
@@ -32,7 +32,7 @@ def interface_with(
             raise
         name, bounds = said[1], said[2]
         if "legal value" in bounds:  # what traits say of a choice of kinds
-            bounds = f"is {interface.input_spec().trait(name).desc}"
+            bounds = f"must be {parameters_of(stage, method)[name].kind}"
         msg = f"{stage}.{method}.{name.rstrip('_')} {bounds}, but {parameters[name]!r} was given"
         raise ValueError(msg) from error
 

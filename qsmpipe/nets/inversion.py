@@ -1,9 +1,11 @@
 """Dipole inversion by trained networks: a function for each, as those of :mod:`.numerics`."""
 
-from collections.abc import Sequence
-from typing import Any
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Annotated, ParamSpec, TypeAlias, TypeVar
 
 import torch
+from annotated_types import Ge
 from torch import Tensor
 
 from qsmpipe.nets.cards import load
@@ -14,161 +16,121 @@ from qsmpipe.numerics.kernels import AXIAL
 from qsmpipe.numerics.swi import high_pass
 from qsmpipe.numerics.units import radians_per_ppm
 
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 
-def _from_field(
-    architecture: str, field: Tensor, mask: Tensor, zooms: Zooms, *, weights: str, licence: str,
-    **choices: Any,
-) -> Susceptibility:  # fmt: skip
-    model = load(weights, architecture=architecture, licence=licence)
-    chi, made = reconstruct(model, mask, zooms, field=field, **choices)
-    return Susceptibility(chi, None, made)
+Voxels: TypeAlias = Annotated[int, Ge(0)]
+"""Of a patch; 0 for the card's."""
 
 
-def unet(
-    field: Tensor,
-    mask: Tensor,
-    zooms: Zooms,
-    *,
-    b0_direction: Sequence[float] = AXIAL,
-    weights: str = "unet",
-    licence: str = "",
-    grid: Grid = "card",
-    patch: int = 0,
-    halo: int = 0,
-    mirror: bool = True,
-) -> Susceptibility:
-    """Invert by a 3D U-Net [1]_ (:class:`.unet.UNet`).
+CHOICES = """\
+weights : str
+    Name of the package's own weights, or a ``.safetensors`` file with its card beside it.
+licence : str
+    Licence of the weights that is accepted, where it is not qsmpipe's own.
+grid : {"card", "native"}
+    Whether images outside the card's domain are resampled to it, and the map back, or taken as
+    they are.
+patch : int
+    Edge of the patches that are mapped at a time (voxels of the network's grid); 0: the card's.
+halo : int
+    Neighbours that a patch reads on every side (voxels of the network's grid); 0: the card's.
+mirror : bool
+    Whether the map is the mean of those of the images and of their seven mirror images."""
 
-    Parameters
-    ----------
-    field : (X, Y, Z) real tensor
-        Local field (ppm).
-    mask : (X, Y, Z) bool tensor
-        Where it is known.
-    zooms : tuple of float
-        Voxel size (mm).
-    b0_direction : sequence of 3 floats
-        Unit vector along B0 in voxel axes.
-    weights : str
-        Name of the package's own, or a ``.safetensors`` file with its card beside it.
-    licence : str
-        The weights' licence, where it is not qsmpipe's own: to accept it.
-    grid : {"card", "native"}
-        Whether images outside the card's domain are resampled to it, and the map back, or taken
-        as they are.
-    patch, halo : int
-        Edge of the patches that are mapped at a time, and neighbours that each reads on every
-        side (voxels of the network's grid); 0 for the card's.
-    mirror : bool
-        Whether the map is the mean of those of the images and of their seven mirror images.
+FROM_FIELD = """Invert by {what}.
 
-    Returns
-    -------
-    Susceptibility
-        ``chosen`` names weights, hash, patches, the seam error that they cost, how far the maps
-        of mirror images are from their mean, and the voxel size (mm) that was resampled to, if
-        any.
+Parameters
+----------
+field : (X, Y, Z) real tensor
+    Local field (ppm).
+mask : (X, Y, Z) bool tensor
+    Where it is known.
+zooms : tuple of float
+    Voxel size (mm).
+b0_direction : sequence of 3 floats
+    Unit vector along B0 in voxel axes.
+{choices}
 
-    Raises
-    ------
-    ValueError
-        If grids differ, the weights are not those of this network, their licence was not
-        accepted, or patch or halo do not fit.
+Returns
+-------
+Susceptibility
+    ``chosen`` names weights, hash, patches, the seam error that they cost, how far the maps of
+    mirror images are from their mean, and the voxel size (mm) that was resampled to, if any.
 
-    References
-    ----------
-    .. [1] Jochmann, Haueisen, Schweser. How to train a deep convolutional neural network for
-       quantitative susceptibility mapping (QSM). ISMRM, abstract
-    """
-    return _from_field(
-        "unet", field, mask, zooms, weights=weights, licence=licence,
-        b0_direction=b0_direction, grid=grid, patch=patch, halo=halo, mirror=mirror,
-    )  # fmt: skip
+Raises
+------
+ValueError
+    If grids differ, the weights are not those of this network, their licence was not accepted, or
+    patch or halo do not fit.
+
+References
+----------
+.. [1] {reference}
+"""
 
 
-def qsmgan(
-    field: Tensor,
-    mask: Tensor,
-    zooms: Zooms,
-    *,
-    b0_direction: Sequence[float] = AXIAL,
-    weights: str = "qsmgan",
-    licence: str = "",
-    grid: Grid = "card",
-    patch: int = 0,
-    halo: int = 0,
-    mirror: bool = True,
-) -> Susceptibility:
-    """Invert by the generator of QSMGAN [1]_ (:class:`.qsmgan.Generator`).
+def _from_field(architecture: str, what: str, reference: str) -> Callable[..., Susceptibility]:
+    """Make the inversion by a network of the local field: they differ by their weights alone."""
 
-    Parameters, results and errors are those of :func:`unet`.
+    def invert(
+        field: Tensor,
+        mask: Tensor,
+        zooms: Zooms,
+        *,
+        b0_direction: Sequence[float] = AXIAL,
+        weights: str = architecture,
+        licence: str = "",
+        grid: Grid = "card",
+        patch: Voxels = 0,
+        halo: Voxels = 0,
+        mirror: bool = True,
+    ) -> Susceptibility:
+        model = load(weights, architecture=architecture, licence=licence)
+        chi, made = reconstruct(
+            model, mask, zooms, field=field,
+            b0_direction=b0_direction, grid=grid, patch=patch, halo=halo, mirror=mirror,
+        )  # fmt: skip
+        return Susceptibility(chi, None, made)
 
-    References
-    ----------
-    .. [1] Chen et al. NeuroImage 207 (2020) 116389, doi:10.1016/j.neuroimage.2019.116389
-    """
-    return _from_field(
-        "qsmgan", field, mask, zooms, weights=weights, licence=licence,
-        b0_direction=b0_direction, grid=grid, patch=patch, halo=halo, mirror=mirror,
-    )  # fmt: skip
-
-
-def si_qsm(
-    field: Tensor,
-    mask: Tensor,
-    zooms: Zooms,
-    *,
-    b0_direction: Sequence[float] = AXIAL,
-    weights: str = "si-qsm",
-    licence: str = "",
-    grid: Grid = "card",
-    patch: int = 0,
-    halo: int = 0,
-    mirror: bool = True,
-) -> Susceptibility:
-    """Invert by SI-QSM [1]_ (:class:`.si_qsm.SIQSM`), which takes the mask as well.
-
-    Parameters, results and errors are those of :func:`unet`.
-
-    References
-    ----------
-    .. [1] Larrain. Scale-invariant deep learning approach for QSM reconstruction: SI-QSM. Thesis,
-       Pontificia Universidad Catolica de Chile (2022)
-    """
-    return _from_field(
-        "si-qsm", field, mask, zooms, weights=weights, licence=licence,
-        b0_direction=b0_direction, grid=grid, patch=patch, halo=halo, mirror=mirror,
-    )  # fmt: skip
+    invert.__name__ = invert.__qualname__ = architecture.replace("-", "_")
+    invert.__doc__ = FROM_FIELD.format(what=what, reference=reference, choices=CHOICES)
+    return invert
 
 
-def meta_qsm(
-    field: Tensor,
-    mask: Tensor,
-    zooms: Zooms,
-    *,
-    b0_direction: Sequence[float] = AXIAL,
-    weights: str = "meta-qsm",
-    licence: str = "",
-    grid: Grid = "card",
-    patch: int = 0,
-    halo: int = 0,
-    mirror: bool = True,
-) -> Susceptibility:
-    """Invert by Meta-QSM [1]_ (:class:`.meta_qsm.MetaQSM`), whose kernels fit the voxel size.
-
-    Parameters, results and errors are those of :func:`unet`.
-
-    References
-    ----------
-    .. [1] Liu, Koch. Meta-QSM: an image-resolution-arbitrary network for QSM reconstruction
-       (2019), arXiv:1908.00206
-    """
-    return _from_field(
-        "meta-qsm", field, mask, zooms, weights=weights, licence=licence,
-        b0_direction=b0_direction, grid=grid, patch=patch, halo=halo, mirror=mirror,
-    )  # fmt: skip
+unet = _from_field(
+    "unet",
+    "a 3D U-Net [1]_ (:class:`.unet.UNet`)",
+    "Jochmann, Haueisen, Schweser. How to train a deep convolutional neural network for\n"
+    "   quantitative susceptibility mapping (QSM). ISMRM, abstract",
+)
+qsmgan = _from_field(
+    "qsmgan",
+    "the generator of QSMGAN [1]_ (:class:`.qsmgan.Generator`)",
+    "Chen et al. NeuroImage 207 (2020) 116389, doi:10.1016/j.neuroimage.2019.116389",
+)
+si_qsm = _from_field(
+    "si-qsm",
+    "SI-QSM [1]_ (:class:`.si_qsm.SIQSM`), which takes the mask as well",
+    "Larrain. Scale-invariant deep learning approach for QSM reconstruction: SI-QSM. Thesis,\n"
+    "   Pontificia Universidad Catolica de Chile (2022)",
+)
+meta_qsm = _from_field(
+    "meta-qsm",
+    "Meta-QSM [1]_ (:class:`.meta_qsm.MetaQSM`), whose kernels fit the voxel size",
+    "Liu, Koch. Meta-QSM: an image-resolution-arbitrary network for QSM reconstruction\n"
+    "   (2019), arXiv:1908.00206",
+)
 
 
+def _with_choices(invert: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """Tell in the docstring of the choices that all networks have."""
+    assert invert.__doc__ is not None
+    invert.__doc__ = inspect.cleandoc(invert.__doc__).format(choices=CHOICES)
+    return invert
+
+
+@_with_choices
 def cpsi_net(
     phase: Tensor,
     mask: Tensor,
@@ -182,8 +144,8 @@ def cpsi_net(
     weights: str = "cpsi-net",
     licence: str = "",
     grid: Grid = "card",
-    patch: int = 0,
-    halo: int = 0,
+    patch: Voxels = 0,
+    halo: Voxels = 0,
     mirror: bool = True,
 ) -> Susceptibility:
     """Invert the high-pass filtered phase of SWI by C-Psi-Net [1]_ (:class:`.cpsi_net.CPsiNet`).
@@ -208,9 +170,8 @@ def cpsi_net(
     b0_direction : sequence of 3 floats
         Unit vector along B0 in voxel axes.
     filtered : bool
-        Whether the scanner has already filtered the phase.
-    weights, licence, grid, patch, halo, mirror
-        As for :func:`unet`.
+        Whether the scanner has already high-pass filtered the phase.
+    {choices}
 
     Returns
     -------

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from qsmpipe.numerics.compiled import compiled
 from qsmpipe.numerics.grids import check_grid
+from qsmpipe.numerics.parameters import Count, NotNegative
 from qsmpipe.numerics.phase import wrap
 from qsmpipe.numerics.solvers import Convergence
 from qsmpipe.numerics.units import check_echo_times, radians_per_ppm
@@ -159,8 +160,8 @@ def nonlinear(
     echo_times: Sequence[float],
     field_strength: float,
     offset: bool = False,
-    tolerance: float = DEFAULT_TOLERANCE,
-    max_iterations: int = DEFAULT_MAX_ITERATIONS,
+    tolerance: NotNegative = DEFAULT_TOLERANCE,
+    max_iterations: Count = DEFAULT_MAX_ITERATIONS,
 ) -> TotalField:
     r"""Fit the complex signal of all echoes by least squares [1]_.
 
@@ -187,13 +188,14 @@ def nonlinear(
     field_strength : float
         B0 (T).
     offset : bool
-        Fit the phase at echo time 0 as well, for phase whose offset was not removed before;
-        without it, it is 0. It costs precision: with echoes at 5, 10, ... 25 ms the field's noise
-        more than doubles, with two echoes at t and 2 t it more than triples. One echo has none.
+        Fit the phase at echo time 0 as well. That is for phase whose offset was not removed
+        before; without it, it is 0. It costs precision: with echoes at 5, 10, ... 25 ms the
+        field's noise more than doubles, with two echoes at t and 2 t it more than triples. One
+        echo has none.
     tolerance : float
         A voxel is done when a step moves its phase by less than this at every echo (rad).
     max_iterations : int
-        Stop here at the latest.
+        Steps at most.
 
     Returns
     -------

@@ -4,13 +4,14 @@ import math
 import warnings
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from scipy.special import gammaincinv
 from torch import Tensor
 
 from qsmpipe.numerics.grids import check_grid
+from qsmpipe.numerics.parameters import Count, NotNegative
 from qsmpipe.numerics.solvers import Convergence
 from qsmpipe.numerics.units import check_echo_times
 
@@ -171,9 +172,9 @@ def nonlinear(
     mask: Tensor,
     *,
     echo_times: Sequence[float],
-    noise_floor: float | str = 0.0,
-    tolerance: float = DEFAULT_TOLERANCE,
-    max_iterations: int = DEFAULT_MAX_ITERATIONS,
+    noise_floor: NotNegative | Literal["auto"] = 0.0,
+    tolerance: NotNegative = DEFAULT_TOLERANCE,
+    max_iterations: Count = DEFAULT_MAX_ITERATIONS,
 ) -> Relaxation:
     r"""Fit an exponential to the magnitude itself, by nonlinear least squares.
 
@@ -206,7 +207,7 @@ def nonlinear(
         A voxel is done when a step moves its signal by less than this fraction of its largest
         magnitude.
     max_iterations : int
-        Stop here at the latest.
+        Steps at most.
 
     Returns
     -------

@@ -12,6 +12,7 @@ from qsmpipe.numerics.fourier import Shape, Zooms, convolve, padded_shape
 from qsmpipe.numerics.grids import bounding_box, check_mask, in_place
 from qsmpipe.numerics.kernels import AXIAL, frequencies
 from qsmpipe.numerics.masks.threshold import bias_field
+from qsmpipe.numerics.parameters import NotNegative, Positive
 from qsmpipe.numerics.units import check_echo_times
 from qsmpipe.numerics.unwrap.laplacian import laplacian
 
@@ -63,12 +64,12 @@ def homodyne(
     *,
     magnitude: Tensor,
     b0_direction: Sequence[float] = AXIAL,
-    resolution: float = DEFAULT_RESOLUTION,
+    resolution: Positive = DEFAULT_RESOLUTION,
     window: Window = "hann",
     per_slice: bool = True,
-    power: float = DEFAULT_POWER,
+    power: NotNegative = DEFAULT_POWER,
     darkens: Kind = "paramagnetic",
-    thickness: float = DEFAULT_THICKNESS,
+    thickness: Positive = DEFAULT_THICKNESS,
 ) -> SWI:
     r"""Weight the magnitude by the homodyne-filtered phase [1]_ [2]_.
 
@@ -97,14 +98,14 @@ def homodyne(
     b0_direction : sequence of 3 floats
         Unit vector along B0 in voxel axes; slices are those across the axis nearest to it.
     resolution : float
-        The filter :math:`L` ends at the frequency 1 / (2 resolution): the phase that an image of
-        this voxel size (mm) shows is removed. Its half value is at a wavelength of 4 resolutions.
+        Voxel size (mm) of an image that shows the phase that is removed. The filter :math:`L` ends
+        at the frequency 1 / (2 resolution); its half value is at a wavelength of 4 resolutions.
     window : {"hann", "hamming"}
-        How it falls off on the way, along each axis.
+        How the low-pass filter falls off, along each axis.
     per_slice : bool
         Filter within slices (as for 2D acquisitions, and as published), or along all three axes.
     power : float
-        :math:`n`, 0 or above.
+        Power of the phase mask, :math:`n`.
     darkens : {"paramagnetic", "diamagnetic"}
         Darken where the phase is positive, or where it is negative.
     thickness : float
@@ -186,11 +187,11 @@ def clear(
     magnitude: Tensor,
     echo_times: Sequence[float],
     b0_direction: Sequence[float] = AXIAL,
-    sigma: float = DEFAULT_SIGMA,
-    strength: float = DEFAULT_STRENGTH,
-    bias_sigma: float = DEFAULT_BIAS_SIGMA,
+    sigma: Positive = DEFAULT_SIGMA,
+    strength: Positive = DEFAULT_STRENGTH,
+    bias_sigma: NotNegative = DEFAULT_BIAS_SIGMA,
     darkens: Kind = "paramagnetic",
-    thickness: float = DEFAULT_THICKNESS,
+    thickness: Positive = DEFAULT_THICKNESS,
 ) -> SWI:
     r"""Weight a homogeneous magnitude by the field of all echoes (CLEAR-SWI [1]_).
 
@@ -222,7 +223,7 @@ def clear(
     sigma : float
         Standard deviation of the Gaussian within slices (mm).
     strength : float
-        How steeply the mask falls; the field at which it is 1/2 is inversely proportional.
+        How steeply the phase mask falls. The field at which it is 1/2 is inversely proportional.
     bias_sigma : float
         Smoothness of the shading that is divided out (mm); 0 leaves it in.
     darkens : {"paramagnetic", "diamagnetic"}

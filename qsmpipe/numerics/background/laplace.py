@@ -16,6 +16,7 @@ from qsmpipe.numerics.grids import check_mask, crop, in_place
 from qsmpipe.numerics.kernels import ball_mean
 from qsmpipe.numerics.kernels import laplacian as eigenvalues
 from qsmpipe.numerics.masks.morphology import erode
+from qsmpipe.numerics.parameters import Count, NotNegative, Positive
 from qsmpipe.numerics.solvers import Convergence, conjugate_gradient
 
 LBV_PEEL = 0.0
@@ -39,9 +40,9 @@ def lbv(
     mask: Tensor,
     zooms: Zooms,
     *,
-    peel: float = LBV_PEEL,
-    tolerance: float = LBV_TOLERANCE,
-    max_iterations: int = LBV_MAX_ITERATIONS,
+    peel: NotNegative = LBV_PEEL,
+    tolerance: NotNegative = LBV_TOLERANCE,
+    max_iterations: Count = LBV_MAX_ITERATIONS,
 ) -> LocalField:
     r"""Remove the background field by solving its Laplacian boundary value problem [1]_.
 
@@ -71,7 +72,7 @@ def lbv(
     tolerance : float
         Stop when the relative residual of the Laplacian is this small.
     max_iterations : int
-        Stop here at the latest.
+        Iterations at most.
 
     Returns
     -------
@@ -117,10 +118,10 @@ def harperella(
     mask: Tensor,
     zooms: Zooms,
     *,
-    radius: float = HARPERELLA_RADIUS,
-    lambda_: float = HARPERELLA_LAMBDA,
-    tolerance: float = HARPERELLA_TOLERANCE,
-    max_iterations: int = HARPERELLA_MAX_ITERATIONS,
+    radius: Positive = HARPERELLA_RADIUS,
+    lambda_: NotNegative = HARPERELLA_LAMBDA,
+    tolerance: NotNegative = HARPERELLA_TOLERANCE,
+    max_iterations: Count = HARPERELLA_MAX_ITERATIONS,
 ) -> LocalField:
     r"""Remove the background field by completing the Laplacian outside the mask (HARPERELLA) [1]_.
 
@@ -146,13 +147,13 @@ def harperella(
     zooms : tuple of float
         Voxel size (mm).
     radius : float
-        Ball radius (mm).
+        Radius of the ball over which means are even (mm).
     lambda_ : float
         Weight of the Laplacian outside, beside the squared mean over the ball (0 to 1).
     tolerance : float
         Stop when the relative residual of the normal equations is this small.
     max_iterations : int
-        Stop here at the latest.
+        Iterations at most.
 
     Returns
     -------

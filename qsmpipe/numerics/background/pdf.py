@@ -12,6 +12,7 @@ from qsmpipe.numerics.grids import crop, in_place
 from qsmpipe.numerics.harmonics import FarField
 from qsmpipe.numerics.kernels import AXIAL, dipole
 from qsmpipe.numerics.noise import LARGEST_WEIGHT, data_weight
+from qsmpipe.numerics.parameters import Count, NotNegative
 from qsmpipe.numerics.solvers import Convergence, minimal_residual
 
 PDF_MARGIN = 20.0
@@ -66,9 +67,9 @@ def pdf(
     *,
     b0_direction: Sequence[float] = AXIAL,
     noise: Tensor | None = None,
-    margin: float = PDF_MARGIN,
-    tolerance: float = PDF_TOLERANCE,
-    max_iterations: int = PDF_MAX_ITERATIONS,
+    margin: NotNegative = PDF_MARGIN,
+    tolerance: NotNegative = PDF_TOLERANCE,
+    max_iterations: Count = PDF_MAX_ITERATIONS,
 ) -> LocalField:
     r"""Remove the background field by projection onto dipole fields (PDF) [1]_.
 
@@ -109,7 +110,7 @@ def pdf(
         it, for more than they hold. That head took 23 to 27 steps to 0.05 and twice as many to
         0.02, which took 1 % off an error of 47 %.
     max_iterations : int
-        Stop here at the latest.
+        Iterations at most.
 
     Returns
     -------

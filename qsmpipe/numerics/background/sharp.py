@@ -11,6 +11,7 @@ from qsmpipe.numerics.balls import Balls
 from qsmpipe.numerics.fourier import Shape, Zooms, irfft, padded_shape, rfft
 from qsmpipe.numerics.grids import crop, in_place
 from qsmpipe.numerics.kernels import ball_mean
+from qsmpipe.numerics.parameters import Count, NotNegative, Positive, Share
 from qsmpipe.numerics.solvers import Convergence, conjugate_gradient
 
 SHARP_RADIUS = 6.0
@@ -46,8 +47,8 @@ def sharp(
     mask: Tensor,
     zooms: Zooms,
     *,
-    radius: float = SHARP_RADIUS,
-    threshold: float = SHARP_THRESHOLD,
+    radius: Positive = SHARP_RADIUS,
+    threshold: Share = SHARP_THRESHOLD,
 ) -> LocalField:
     r"""Remove the background field by SHARP [1]_.
 
@@ -70,7 +71,8 @@ def sharp(
     radius : float
         Ball radius (mm); what the mask loses.
     threshold : float
-        Frequencies where :math:`|1 - \hat S|` is smaller are set to 0.
+        Smallest value of the high-pass filter that is inverted. Frequencies where :math:`|1 - \hat
+        S|` is smaller are set to 0.
 
     Returns
     -------
@@ -96,7 +98,7 @@ def vsharp(
     zooms: Zooms,
     *,
     radii: Sequence[float] = VSHARP_RADII,
-    threshold: float = VSHARP_THRESHOLD,
+    threshold: Share = VSHARP_THRESHOLD,
 ) -> LocalField:
     r"""Remove the background field by V-SHARP [1]_ [2]_.
 
@@ -117,7 +119,8 @@ def vsharp(
         Ball radii (mm). Those below the largest edge of a voxel are left out: such a ball reaches
         no neighbour along that axis, and over a disc a harmonic field has no mean value property.
     threshold : float
-        Frequencies where :math:`|1 - \hat{ball}|` is smaller are set to 0.
+        Smallest value of the high-pass filter that is inverted. Frequencies where :math:`|1 -
+        \hat{ball}|` is smaller are set to 0.
 
     Returns
     -------
@@ -165,10 +168,10 @@ def resharp(
     mask: Tensor,
     zooms: Zooms,
     *,
-    radius: float = RESHARP_RADIUS,
-    lambda_: float = RESHARP_LAMBDA,
-    tolerance: float = RESHARP_TOLERANCE,
-    max_iterations: int = RESHARP_MAX_ITERATIONS,
+    radius: Positive = RESHARP_RADIUS,
+    lambda_: NotNegative = RESHARP_LAMBDA,
+    tolerance: NotNegative = RESHARP_TOLERANCE,
+    max_iterations: Count = RESHARP_MAX_ITERATIONS,
 ) -> LocalField:
     r"""Remove the background field by RESHARP [1]_.
 
@@ -198,7 +201,7 @@ def resharp(
         Stop when the relative residual of the equations in ``y`` is this small. There, 1e-2 took
         44 steps; going on to 160 won 1 %.
     max_iterations : int
-        Stop here at the latest.
+        Iterations at most.
 
     Returns
     -------
@@ -239,9 +242,9 @@ def ismv(
     mask: Tensor,
     zooms: Zooms,
     *,
-    radius: float = ISMV_RADIUS,
-    tolerance: float = ISMV_TOLERANCE,
-    max_iterations: int = ISMV_MAX_ITERATIONS,
+    radius: Positive = ISMV_RADIUS,
+    tolerance: NotNegative = ISMV_TOLERANCE,
+    max_iterations: Count = ISMV_MAX_ITERATIONS,
 ) -> LocalField:
     r"""Remove the background field by iterative spherical mean values (iSMV) [1]_.
 
@@ -275,7 +278,7 @@ def ismv(
         what it changes in the first step from ``f_b = f``. The paper compares it with the norm
         of ``field``, which an offset of the field would change.
     max_iterations : int
-        Stop here at the latest.
+        Iterations at most.
 
     Returns
     -------

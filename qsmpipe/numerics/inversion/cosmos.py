@@ -12,6 +12,7 @@ from qsmpipe.numerics.fourier import Shape, Zooms, convolve, irfft, padded_shape
 from qsmpipe.numerics.grids import crop, in_place
 from qsmpipe.numerics.inversion.common import Susceptibility
 from qsmpipe.numerics.kernels import dipole
+from qsmpipe.numerics.parameters import Count, NotNegative
 from qsmpipe.numerics.solvers import conjugate_gradient
 
 PADDING = 0.5
@@ -77,9 +78,9 @@ def cosmos(
     *,
     b0_directions: Sequence[Sequence[float]],
     noise: Tensor | None = None,
-    lambda_: float = DEFAULT_LAMBDA,
-    tolerance: float = DEFAULT_TOLERANCE,
-    max_iterations: int = DEFAULT_MAX_ITERATIONS,
+    lambda_: NotNegative = DEFAULT_LAMBDA,
+    tolerance: NotNegative = DEFAULT_TOLERANCE,
+    max_iterations: Count = DEFAULT_MAX_ITERATIONS,
 ) -> Susceptibility:
     r"""Calculate susceptibility through multiple orientation sampling (COSMOS [1]_).
 
@@ -109,11 +110,11 @@ def cosmos(
         Standard deviations of ``fields`` (ppm). A voxel in which one is 0 or not finite does not
         count at that orientation.
     lambda_ : float
-        :math:`\lambda` (no unit), 0 or above.
+        Weight of the squared susceptibility, :math:`\lambda` (no unit).
     tolerance : float
         Relative residual at which the iteration stops.
     max_iterations : int
-        Stop here at the latest.
+        Iterations at most.
 
     Returns
     -------

@@ -1,9 +1,10 @@
 """Dipole inversion by one division in k-space."""
 
 from collections.abc import Sequence
-from typing import Literal, TypeAlias, get_args
+from typing import Annotated, Literal, TypeAlias, get_args
 
 import torch
+from annotated_types import Interval
 from torch import Tensor
 
 from qsmpipe.numerics.fourier import Shape, Zooms, copies, irfft, rfft
@@ -11,6 +12,7 @@ from qsmpipe.numerics.inversion.choice import Trial, choose, expected_residual, 
 from qsmpipe.numerics.inversion.common import Susceptibility, Window, positive
 from qsmpipe.numerics.kernels import AXIAL, dipole, laplacian
 from qsmpipe.numerics.noise import data_weight
+from qsmpipe.numerics.parameters import Positive
 
 PADDING = 1.0
 """Zeros beyond the mask's box, as a fraction of it. On a head-like phantom of 64 mm with noise,
@@ -40,7 +42,7 @@ def tkd(
     zooms: Zooms,
     *,
     b0_direction: Sequence[float] = AXIAL,
-    threshold: float = DEFAULT_THRESHOLD,
+    threshold: Annotated[float, Interval(gt=0, le=2 / 3)] = DEFAULT_THRESHOLD,
 ) -> Susceptibility:
     r"""Invert the dipole by thresholded k-space division [1]_.
 
@@ -59,7 +61,8 @@ def tkd(
     b0_direction : sequence of 3 floats
         Unit vector along B0 in voxel axes.
     threshold : float
-        :math:`\delta`, above 0, without unit; the kernel runs from -2/3 to 1/3.
+        Least size of the dipole kernel that is divided by, without unit: :math:`\delta`. The
+        kernel runs from -2/3 to 1/3.
 
     Returns
     -------
@@ -86,7 +89,7 @@ def tsvd(
     zooms: Zooms,
     *,
     b0_direction: Sequence[float] = AXIAL,
-    threshold: float = DEFAULT_THRESHOLD,
+    threshold: Annotated[float, Interval(gt=0, le=2 / 3)] = DEFAULT_THRESHOLD,
 ) -> Susceptibility:
     r"""Invert the dipole by truncated singular value decomposition [1]_.
 
@@ -105,7 +108,8 @@ def tsvd(
     b0_direction : sequence of 3 floats
         Unit vector along B0 in voxel axes.
     threshold : float
-        :math:`\delta`, above 0, without unit; the kernel runs from -2/3 to 1/3.
+        Least size of the dipole kernel that is divided by, without unit: :math:`\delta`. The
+        kernel runs from -2/3 to 1/3.
 
     Returns
     -------
@@ -159,7 +163,7 @@ def l2(
     b0_direction: Sequence[float] = AXIAL,
     noise: Tensor | None = None,
     prior: Prior = "gradient",
-    lambda_: float | Literal["l-curve", "discrepancy"] = DEFAULT_LAMBDA,
+    lambda_: Positive | Literal["l-curve", "discrepancy"] = DEFAULT_LAMBDA,
 ) -> Susceptibility:
     r"""Invert the dipole with a squared penalty as regularisation, in closed form [1]_.
 
@@ -183,11 +187,11 @@ def l2(
         Standard deviation of ``field``, in its unit. Read by the rules for ``lambda_`` alone,
         whose residual it weights; "discrepancy" needs it.
     prior : {"gradient", "identity", "laplacian"}
-        P.
+        What is penalised, P: the map's gradient, the map itself, or its Laplacian.
     lambda_ : float, "l-curve" or "discrepancy"
-        :math:`\lambda` (mm2 for the gradient, no unit for the identity, mm4 for the Laplacian),
-        whatever the unit of the field; or the rule that chooses it from :data:`CANDIDATES`
-        (:func:`.choice.choose`).
+        Weight of the penalty, :math:`\lambda` (mm2 for the gradient, no unit for the identity, mm4
+        for the Laplacian), or the rule that chooses it from :data:`CANDIDATES`
+        (:func:`.choice.choose`). It holds whatever the unit of the field.
 
     Returns
     -------

@@ -1,11 +1,17 @@
 """Edges of the magnitude, across which susceptibility may change for nothing."""
 
+from typing import Annotated, TypeAlias
+
 import torch
+from annotated_types import Interval
 from torch import Tensor
 
 from qsmpipe.numerics.fourier import Zooms
 from qsmpipe.numerics.grids import check_mask
 from qsmpipe.numerics.operators import gradient
+
+Edges: TypeAlias = Annotated[float, Interval(ge=0, lt=1)]
+"""Share of the gradient's components."""
 
 DEFAULT_EDGES = 0.3
 """Share of the gradient's components inside the mask that count as edges."""

@@ -22,6 +22,7 @@ from qsmpipe.numerics.inversion.tv import (
 )
 from qsmpipe.numerics.kernels import AXIAL
 from qsmpipe.numerics.noise import data_weight
+from qsmpipe.numerics.parameters import Count, NotNegative, Positive
 
 DEFAULT_L1_ITERATIONS = 20
 """Steps of the first stage."""
@@ -34,13 +35,13 @@ def hdqsm(
     *,
     b0_direction: Sequence[float] = AXIAL,
     noise: Tensor | None = None,
-    lambda_: float | Literal["auto"] = "auto",
-    l1_lambda: float = DEFAULT_L1_LAMBDA,
-    l1_iterations: int = DEFAULT_L1_ITERATIONS,
-    rho: float = DEFAULT_RHO,
-    mu: float = DEFAULT_MU,
-    tolerance: float = DEFAULT_TOLERANCE,
-    max_iterations: int = DEFAULT_MAX_ITERATIONS,
+    lambda_: Positive | Literal["auto"] = "auto",
+    l1_lambda: Positive = DEFAULT_L1_LAMBDA,
+    l1_iterations: Count = DEFAULT_L1_ITERATIONS,
+    rho: Positive = DEFAULT_RHO,
+    mu: Positive = DEFAULT_MU,
+    tolerance: NotNegative = DEFAULT_TOLERANCE,
+    max_iterations: Count = DEFAULT_MAX_ITERATIONS,
 ) -> Susceptibility:
     r"""Invert the dipole with total variation and two data terms in turn, by ADMM [1]_.
 
@@ -69,19 +70,22 @@ def hdqsm(
     noise : (X, Y, Z) real tensor, optional
         Standard deviation of ``field`` (ppm), for W and ``lambda_`` as in :func:`.tv.tv`.
     lambda_ : float or "auto"
-        :math:`\lambda` (ppm mm): that of :func:`.tv.tv`. "auto" follows the noise as
-        there.
+        Weight of the total variation, :math:`\lambda` (ppm mm), or "auto", which follows the
+        noise. Both are those of :func:`.tv.tv`.
     l1_lambda : float
-        :math:`\lambda_1` (mm), as in :func:`.l1.l1qsm`. (The paper's is the root of its
-        :math:`\lambda`, which has another unit.)
+        Weight of the total variation in the first stage, :math:`\lambda_1` (mm). It is that of
+        :func:`.l1.l1qsm`. (The paper's is the root of its :math:`\lambda`, which has another
+        unit.)
     l1_iterations : int
-        Steps of the first stage.
-    rho, mu : float
-        Penalties of the splits of gradient (over ``lambda_``, mm/ppm) and field: speed only.
+        Iterations of the first stage.
+    rho : float
+        Penalty of the gradient's split over ``lambda_`` (mm/ppm): speed only.
+    mu : float
+        Penalty of the field's split, without unit: speed only.
     tolerance : float
         Stop when the map changes by less than this fraction of its norm inside the mask.
     max_iterations : int
-        Steps of the second stage at most.
+        Iterations of the second stage at most.
 
     Returns
     -------

@@ -2,8 +2,10 @@
 
 import math
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
+from annotated_types import Interval
 from torch import Tensor
 
 from qsmpipe.numerics.fourier import Shape, Zooms, convolve, copies, irfft, rfft
@@ -11,6 +13,7 @@ from qsmpipe.numerics.inversion.common import Susceptibility, Window
 from qsmpipe.numerics.inversion.direct import ROUNDING
 from qsmpipe.numerics.kernels import AXIAL, ball_mean, dipole
 from qsmpipe.numerics.operators import gradient, gradient_adjoint
+from qsmpipe.numerics.parameters import Count, NotNegative
 from qsmpipe.numerics.solvers import Convergence, lsmr
 
 PADDING = 0.5
@@ -48,9 +51,9 @@ def ilsqr(
     zooms: Zooms,
     *,
     b0_direction: Sequence[float] = AXIAL,
-    threshold: float = DEFAULT_THRESHOLD,
-    tolerance: float = DEFAULT_TOLERANCE,
-    max_iterations: int = DEFAULT_MAX_ITERATIONS,
+    threshold: Annotated[float, Interval(ge=0, le=2 / 3)] = DEFAULT_THRESHOLD,
+    tolerance: NotNegative = DEFAULT_TOLERANCE,
+    max_iterations: Count = DEFAULT_MAX_ITERATIONS,
 ) -> Susceptibility:
     r"""Invert the dipole by iLSQR [1]_.
 
@@ -72,13 +75,13 @@ def ilsqr(
     b0_direction : sequence of 3 floats
         Unit vector along B0 in voxel axes.
     threshold : float
-        Frequencies of a smaller kernel may hold streaks; without unit, 0 or above.
+        Dipole kernel, without unit, below which frequencies may hold streaks.
     tolerance : float
         Stop the first least squares when the residual of its normal equations is this fraction of
         the first one, and the second at :data:`LOOSER` times as much.
     max_iterations : int
-        Of both: stop here at the latest. The noise and what the data do not determine come last,
-        so that more steps do not always make a better map.
+        Iterations at most, of both. The noise and what the data do not determine come last, so
+        that more steps do not always make a better map.
 
     Returns
     -------

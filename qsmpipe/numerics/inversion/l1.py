@@ -12,6 +12,7 @@ from qsmpipe.numerics.inversion.common import Susceptibility, phase_scale, posit
 from qsmpipe.numerics.inversion.tv import PADDING, REACH
 from qsmpipe.numerics.kernels import AXIAL
 from qsmpipe.numerics.noise import data_weight
+from qsmpipe.numerics.parameters import Count, NotNegative, Positive
 
 DEFAULT_LAMBDA = 0.07
 """Weight of the total variation (mm). On head-like phantoms of 1 mm 0.1 was the best of 0.05, 0.1,
@@ -40,11 +41,11 @@ def l1qsm(
     noise: Tensor | None = None,
     echo_times: Sequence[float] | None = None,
     field_strength: float | None = None,
-    lambda_: float = DEFAULT_LAMBDA,
-    rho: float = DEFAULT_RHO,
-    mu: float = DEFAULT_MU,
-    tolerance: float = DEFAULT_TOLERANCE,
-    max_iterations: int = DEFAULT_MAX_ITERATIONS,
+    lambda_: Positive = DEFAULT_LAMBDA,
+    rho: Positive = DEFAULT_RHO,
+    mu: Positive = DEFAULT_MU,
+    tolerance: NotNegative = DEFAULT_TOLERANCE,
+    max_iterations: Count = DEFAULT_MAX_ITERATIONS,
 ) -> Susceptibility:
     r"""Invert the dipole with total variation and absolute residuals of the phase, by ADMM [1]_.
 
@@ -75,15 +76,16 @@ def l1qsm(
     field_strength : float, optional
         B0 (T).
     lambda_ : float
-        :math:`\lambda` (mm): the total variation carries the weight, the data have 1. It has the
-        same value in ppm and rad.
-    rho, mu : float
-        Penalties of the splits of gradient (over ``lambda_``, mm/ppm) and field (1/ppm): speed
-        only.
+        Weight of the total variation, :math:`\lambda` (mm); the data have 1. It has the same value
+        in ppm and rad.
+    rho : float
+        Penalty of the gradient's split over ``lambda_`` (mm/ppm): speed only.
+    mu : float
+        Penalty of the field's split (1/ppm): speed only.
     tolerance : float
         Stop when the map changes by less than this fraction of its norm inside the mask.
     max_iterations : int
-        Stop here at the latest, the linear steps not counted.
+        Iterations at most, the linear steps not counted.
 
     Returns
     -------

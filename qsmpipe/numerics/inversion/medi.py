@@ -14,12 +14,13 @@ from qsmpipe.numerics.inversion.common import (
     phase_scale,
     positive,
 )
-from qsmpipe.numerics.inversion.edges import DEFAULT_EDGES, smooth_parts
+from qsmpipe.numerics.inversion.edges import DEFAULT_EDGES, Edges, smooth_parts
 from qsmpipe.numerics.inversion.gauss_newton import Problem, gauss_newton
 from qsmpipe.numerics.kernels import AXIAL, ball_mean, dipole
 from qsmpipe.numerics.masks.morphology import erode
 from qsmpipe.numerics.masks.ventricles import ventricles
 from qsmpipe.numerics.noise import LARGEST_WEIGHT, data_weight
+from qsmpipe.numerics.parameters import Count, NotNegative, Positive
 
 PADDING = 0.25
 """Zeros beyond the mask's box and :data:`REACH`, as a fraction of both."""
@@ -58,13 +59,13 @@ def medi(
     r2star: Tensor | None = None,
     echo_times: Sequence[float] | None = None,
     field_strength: float | None = None,
-    lambda_: float | Literal["auto"] = "auto",
-    edges: float = DEFAULT_EDGES,
-    radius: float = DEFAULT_RADIUS,
+    lambda_: Positive | Literal["auto"] = "auto",
+    edges: Edges = DEFAULT_EDGES,
+    radius: NotNegative = DEFAULT_RADIUS,
     merit: bool = False,
-    csf_weight: float = DEFAULT_CSF_WEIGHT,
-    tolerance: float = DEFAULT_TOLERANCE,
-    max_iterations: int = DEFAULT_MAX_ITERATIONS,
+    csf_weight: NotNegative = DEFAULT_CSF_WEIGHT,
+    tolerance: NotNegative = DEFAULT_TOLERANCE,
+    max_iterations: Count = DEFAULT_MAX_ITERATIONS,
 ) -> Susceptibility:
     r"""Invert the dipole with the total variation off the magnitude's edges [1]_ [2]_.
 
@@ -98,20 +99,21 @@ def medi(
     echo_times, field_strength : sequence of float, float, optional
         s and T: the field in ppm times :func:`.common.phase_scale` is f.
     lambda_ : float or "auto"
-        :math:`\lambda` (1/(rad mm)): the data carry the weight, the total variation has 1. "auto"
-        is the weight that stands for :data:`LAMBDA_PER_NOISE` times the median of ``noise``, or
-        :data:`.noise.ASSUMED_NOISE` without, before the total variation in ppm mm:
-        :math:`1 / (2 s \lambda_{TV})` with s the phase of 1 ppm.
+        Weight of the data, :math:`\lambda` (1/(rad mm)), or "auto", which follows the noise; the
+        total variation has 1. "auto" is the weight that stands for :data:`LAMBDA_PER_NOISE` times
+        the median of ``noise``, or :data:`.noise.ASSUMED_NOISE` without, before the total
+        variation in ppm mm: :math:`1 / (2 s \lambda_{TV})` with s the phase of 1 ppm.
     edges : float
-        Share of the magnitude's differences that are edges.
+        Share of the gradient's components that cost nothing, being edges of ``magnitude``.
     radius : float
-        Radius of a ball (mm) whose mean is taken off the field and the kernel, as a last removal
-        of background [1]_. Where it does not fit into ``mask`` the field is not used. 0: none.
+        Radius of a ball (mm) whose mean is taken off field and kernel; 0: none. That is a last
+        removal of background [1]_. Where it does not fit into ``mask`` the field is not used.
     merit : bool
         Weight down after each step the voxels whose residual is beyond :data:`OUTLIER` standard
         deviations, by its square [2]_.
     csf_weight : float
-        :math:`\lambda_{csf}` (1/(rad mm)): keeps the susceptibility of the ventricles even [3]_.
+        Weight of the variance in the ventricles, :math:`\lambda_{csf}` (1/(rad mm)), which needs
+        ``r2star``; 0: none. It keeps their susceptibility even [3]_.
     tolerance : float
         Stop when the map changes by less than this fraction of its norm inside the mask.
     max_iterations : int

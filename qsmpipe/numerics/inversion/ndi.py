@@ -14,6 +14,7 @@ from qsmpipe.numerics.inversion.common import (
 )
 from qsmpipe.numerics.kernels import AXIAL, dipole
 from qsmpipe.numerics.noise import data_weight
+from qsmpipe.numerics.parameters import Count, NotNegative, Positive
 from qsmpipe.numerics.solvers import Convergence
 
 PADDING = 0.5
@@ -34,10 +35,10 @@ def ndi(
     noise: Tensor | None = None,
     echo_times: Sequence[float] | None = None,
     field_strength: float | None = None,
-    step: float = DEFAULT_STEP,
-    alpha: float = DEFAULT_ALPHA,
-    tolerance: float = DEFAULT_TOLERANCE,
-    max_iterations: int = DEFAULT_MAX_ITERATIONS,
+    step: Positive = DEFAULT_STEP,
+    alpha: NotNegative = DEFAULT_ALPHA,
+    tolerance: NotNegative = DEFAULT_TOLERANCE,
+    max_iterations: Count = DEFAULT_MAX_ITERATIONS,
 ) -> Susceptibility:
     r"""Invert the dipole by gradient descent on the phase, stopped early [1]_.
 
@@ -67,13 +68,13 @@ def ndi(
     echo_times, field_strength : sequence of float, float, optional
         s and T: the field in ppm times :func:`.common.phase_scale` is f.
     step : float
-        :math:`\tau`, without unit; below 2.25, or steps grow.
+        Length of a step, :math:`\tau`, without unit. From 2.25 on, steps grow.
     alpha : float
-        :math:`\alpha`, without unit: Tikhonov regularisation. 0: none.
+        Tikhonov regularisation, :math:`\alpha`, without unit; 0: none.
     tolerance : float
         Stop when the map changes by less than this fraction of its norm inside the mask.
     max_iterations : int
-        Stop here at the latest.
+        Iterations at most.
 
     Returns
     -------

@@ -15,6 +15,7 @@ from qsmpipe.numerics.inversion.common import (
     phase_scale,
     positive,
 )
+from qsmpipe.numerics.inversion.edges import Edges
 from qsmpipe.numerics.inversion.l1 import DEFAULT_LAMBDA as L1_LAMBDA
 from qsmpipe.numerics.inversion.l1 import LINEAR_STEPS
 from qsmpipe.numerics.inversion.tv import (
@@ -29,6 +30,7 @@ from qsmpipe.numerics.inversion.tv import (
 )
 from qsmpipe.numerics.kernels import AXIAL
 from qsmpipe.numerics.noise import data_weight
+from qsmpipe.numerics.parameters import Count, NotNegative, Positive
 
 DEFAULT_MU = 1.0
 """Penalty of the field's split. The data term is not convex; below 0.3 the iteration did not come
@@ -48,12 +50,12 @@ def nltv(
     magnitude: Tensor | None = None,
     echo_times: Sequence[float] | None = None,
     field_strength: float | None = None,
-    lambda_: float | Literal["auto"] = "auto",
-    edges: float = DEFAULT_EDGES,
-    rho: float = DEFAULT_RHO,
-    mu: float = DEFAULT_MU,
-    tolerance: float = DEFAULT_TOLERANCE,
-    max_iterations: int = DEFAULT_MAX_ITERATIONS,
+    lambda_: Positive | Literal["auto"] = "auto",
+    edges: Edges = DEFAULT_EDGES,
+    rho: Positive = DEFAULT_RHO,
+    mu: Positive = DEFAULT_MU,
+    tolerance: NotNegative = DEFAULT_TOLERANCE,
+    max_iterations: Count = DEFAULT_MAX_ITERATIONS,
 ) -> Susceptibility:
     r"""Invert the dipole with total variation and the phase for data, by ADMM [1]_.
 
@@ -86,16 +88,19 @@ def nltv(
     field_strength : float, optional
         B0 (T).
     lambda_ : float or "auto"
-        :math:`\lambda` (ppm mm): that of :func:`.tv.tv`, at any s. "auto" follows the noise as
-        there.
+        Weight of the total variation, :math:`\lambda` (ppm mm), or "auto", which follows the
+        noise. Both are those of :func:`.tv.tv`, at any s.
     edges : float
-        Share of the gradient's components that cost nothing, as in :func:`.tv.tv`.
-    rho, mu : float
-        Penalties of the splits of gradient (over ``lambda_``, mm/ppm) and field: speed only.
+        Share of the gradient's components that cost nothing, being edges of ``magnitude``. They
+        are found as in :func:`.tv.tv`.
+    rho : float
+        Penalty of the gradient's split over ``lambda_`` (mm/ppm): speed only.
+    mu : float
+        Penalty of the field's split, without unit: speed only.
     tolerance : float
         Stop when the map changes by less than this fraction of its norm inside the mask.
     max_iterations : int
-        Stop here at the latest, the linear steps not counted.
+        Iterations at most, the linear steps not counted.
 
     Returns
     -------

@@ -1,14 +1,17 @@
 """Dipole inversion in two steps: what the field determines well, then total variation."""
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
+from annotated_types import Interval
 from torch import Tensor
 
 from qsmpipe.numerics.fourier import SPACE, Shape, Zooms, irfft, rfft
 from qsmpipe.numerics.fused.gradient import ALLOWED, OBSERVED, clip, gradient_split
 from qsmpipe.numerics.inversion.common import Susceptibility, Window, positive
 from qsmpipe.numerics.kernels import AXIAL, dipole, laplacian
+from qsmpipe.numerics.parameters import Count, NotNegative, Positive
 from qsmpipe.numerics.solvers import Convergence, lsmr
 
 PADDING = 0.5
@@ -60,11 +63,11 @@ def rts(
     zooms: Zooms,
     *,
     b0_direction: Sequence[float] = AXIAL,
-    delta: float = DEFAULT_DELTA,
-    mu: float = DEFAULT_MU,
-    rho: float = DEFAULT_RHO,
-    tolerance: float = DEFAULT_TOLERANCE,
-    max_iterations: int = DEFAULT_MAX_ITERATIONS,
+    delta: Annotated[float, Interval(ge=0, le=2 / 3)] = DEFAULT_DELTA,
+    mu: Positive = DEFAULT_MU,
+    rho: Positive = DEFAULT_RHO,
+    tolerance: NotNegative = DEFAULT_TOLERANCE,
+    max_iterations: Count = DEFAULT_MAX_ITERATIONS,
 ) -> Susceptibility:
     r"""Invert the dipole in two rapid steps [1]_.
 
@@ -86,16 +89,18 @@ def rts(
     b0_direction : sequence of 3 floats
         Unit vector along B0 in voxel axes.
     delta : float
-        :math:`\delta`, without unit.
+        Least size of the dipole kernel, without unit, at frequencies that the first step
+        determines: :math:`\delta`.
     mu : float
-        :math:`\mu` (1/(ppm mm)): the data carry the weight, the total variation has 1.
+        Weight of those frequencies against the total variation, :math:`\mu` (1/(ppm mm)). The data
+        carry it, the total variation has 1.
     rho : float
         Penalty of the split at the start (mm/ppm): gradients below 1 / rho are shrunk to 0.
     tolerance : float
         Stop when the map changes by less than this fraction of its norm inside the mask, and the
         gap between its gradient and the split is below this fraction of the first one.
     max_iterations : int
-        Stop here at the latest.
+        Iterations at most.
 
     Returns
     -------

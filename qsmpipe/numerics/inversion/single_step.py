@@ -11,6 +11,7 @@ from qsmpipe.numerics.fourier import Zooms, convolve, irfft, rfft
 from qsmpipe.numerics.fused.spectral import draw_step, settle_step
 from qsmpipe.numerics.inversion.admm import Grid, TotalVariation, squared_misfit
 from qsmpipe.numerics.inversion.common import Susceptibility, Window, follow_noise, positive
+from qsmpipe.numerics.inversion.edges import Edges
 from qsmpipe.numerics.inversion.tv import (
     DEFAULT_EDGES,
     DEFAULT_MAX_ITERATIONS,
@@ -23,6 +24,7 @@ from qsmpipe.numerics.inversion.tv import (
 )
 from qsmpipe.numerics.kernels import AXIAL, ball_mean, laplacian
 from qsmpipe.numerics.noise import data_weight
+from qsmpipe.numerics.parameters import Count, NotNegative, Positive
 
 DEFAULT_RADII = (12.0, 6.0, 3.0)
 """Ball radii (mm). Large ones keep slow local fields, small ones reach the edge."""
@@ -45,13 +47,13 @@ def sstv(
     b0_direction: Sequence[float] = AXIAL,
     noise: Tensor | None = None,
     magnitude: Tensor | None = None,
-    edges: float = DEFAULT_EDGES,
+    edges: Edges = DEFAULT_EDGES,
     radii: Sequence[float] = DEFAULT_RADII,
-    lambda_: float | Literal["auto"] = "auto",
-    rho: float = DEFAULT_RHO,
-    mu: float = DEFAULT_MU,
-    tolerance: float = DEFAULT_TOLERANCE,
-    max_iterations: int = DEFAULT_MAX_ITERATIONS,
+    lambda_: Positive | Literal["auto"] = "auto",
+    rho: Positive = DEFAULT_RHO,
+    mu: Positive = DEFAULT_MU,
+    tolerance: NotNegative = DEFAULT_TOLERANCE,
+    max_iterations: Count = DEFAULT_MAX_ITERATIONS,
 ) -> Susceptibility:
     r"""Invert the total field in a single step, by spherical means and total variation [1]_.
 
@@ -85,17 +87,19 @@ def sstv(
     edges : float
         Share of the gradient's components that cost nothing, being edges of ``magnitude``.
     radii : sequence of float
-        r (mm); those below 1.5 times the largest edge of a voxel are raised to that.
+        Ball radii, r (mm). Those below 1.5 times the largest edge of a voxel are raised to that.
     lambda_ : float or "auto"
-        :math:`\lambda` (ppm mm). "auto" is :data:`LAMBDA_PER_NOISE` times the median of ``noise``,
-        or :data:`qsmpipe.numerics.noise.ASSUMED_NOISE` without a noise map.
-    rho, mu : float
-        Penalties of the splits of the gradient (over ``lambda_``, mm/ppm) and of the fields:
-        speed only.
+        Weight of the total variation, :math:`\lambda` (ppm mm), or "auto", which follows the
+        noise. It is :data:`LAMBDA_PER_NOISE` times the median of ``noise``, or
+        :data:`qsmpipe.numerics.noise.ASSUMED_NOISE` without a noise map.
+    rho : float
+        Penalty of the gradient's split over ``lambda_`` (mm/ppm): speed only.
+    mu : float
+        Penalty of the fields' splits, without unit: speed only.
     tolerance : float
         Stop when the map changes by less than this fraction of its norm inside the mask.
     max_iterations : int
-        Stop here at the latest.
+        Iterations at most.
 
     Returns
     -------

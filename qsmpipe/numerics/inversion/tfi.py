@@ -11,11 +11,12 @@ from qsmpipe.numerics.fourier import Zooms
 from qsmpipe.numerics.grids import crop, in_place
 from qsmpipe.numerics.harmonics import FarField
 from qsmpipe.numerics.inversion.common import Susceptibility, follow_noise, positive
-from qsmpipe.numerics.inversion.edges import DEFAULT_EDGES, smooth_parts
+from qsmpipe.numerics.inversion.edges import DEFAULT_EDGES, Edges, smooth_parts
 from qsmpipe.numerics.inversion.gauss_newton import Problem, gauss_newton
 from qsmpipe.numerics.inversion.medi import LAMBDA_PER_NOISE
 from qsmpipe.numerics.kernels import AXIAL
 from qsmpipe.numerics.noise import LARGEST_WEIGHT, data_weight
+from qsmpipe.numerics.parameters import Count, NotNegative, Positive
 from qsmpipe.numerics.solvers import conjugate_gradient
 
 EPSILON = 3.0
@@ -52,12 +53,12 @@ def tfi(
     b0_direction: Sequence[float] = AXIAL,
     noise: Tensor | None = None,
     magnitude: Tensor | None = None,
-    lambda_: float | Literal["auto"] = "auto",
-    edges: float = DEFAULT_EDGES,
-    margin: float = DEFAULT_MARGIN,
-    preconditioner: float = DEFAULT_PRECONDITIONER,
-    tolerance: float = DEFAULT_TOLERANCE,
-    max_iterations: int = DEFAULT_MAX_ITERATIONS,
+    lambda_: Positive | Literal["auto"] = "auto",
+    edges: Edges = DEFAULT_EDGES,
+    margin: NotNegative = DEFAULT_MARGIN,
+    preconditioner: Positive = DEFAULT_PRECONDITIONER,
+    tolerance: NotNegative = DEFAULT_TOLERANCE,
+    max_iterations: Count = DEFAULT_MAX_ITERATIONS,
 ) -> Susceptibility:
     r"""Invert the total field: tissue and background at once [1]_.
 
@@ -91,16 +92,16 @@ def tfi(
         Magnitude, any unit: where its edges are, :math:`m_G` is 0
         (:func:`.edges.smooth_parts`). Without it :math:`m_G` is 1.
     lambda_ : float or "auto"
-        :math:`\lambda` (ppm mm): the total variation carries the weight, the data have 1. "auto"
-        is :data:`.medi.LAMBDA_PER_NOISE` times the median of ``noise``, or
-        :data:`.noise.ASSUMED_NOISE` without a noise map.
+        Weight of the total variation, :math:`\lambda` (ppm mm), or "auto", which follows the
+        noise; the data have 1. "auto" is :data:`.medi.LAMBDA_PER_NOISE` times the median of
+        ``noise``, or :data:`.noise.ASSUMED_NOISE` without a noise map.
     edges : float
-        Share of the magnitude's differences that are edges.
+        Share of the gradient's components that cost nothing, being edges of ``magnitude``.
     margin : float
         Width of the space around the mask's box that may hold sources (mm).
     preconditioner : float
-        Scale of the sources outside against tissue, P of [1]_, for those that touch the mask; it
-        grows with the distance. It decides on the path, not on the solution.
+        Scale of the sources outside the mask against tissue, without unit: speed only. It is P of
+        [1]_, for those that touch the mask, and grows with the distance.
     tolerance : float
         Stop when the map changes by less than this fraction of its norm inside the mask.
     max_iterations : int

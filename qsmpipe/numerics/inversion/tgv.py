@@ -30,6 +30,7 @@ from qsmpipe.numerics.inversion.tv import (
 from qsmpipe.numerics.inversion.tv import DEFAULT_RHO as PHASE_RHO
 from qsmpipe.numerics.kernels import AXIAL, frequencies
 from qsmpipe.numerics.noise import data_weight
+from qsmpipe.numerics.parameters import Count, NotNegative, Positive
 
 DEFAULT_RATIO = 0.7
 """Weight of the second order over that of the first (mm). Other programs take 2 voxels, which on
@@ -47,12 +48,12 @@ def tgv(
     *,
     b0_direction: Sequence[float] = AXIAL,
     noise: Tensor | None = None,
-    lambda_: float | Literal["auto"] = "auto",
-    ratio: float = DEFAULT_RATIO,
-    rho: float = DEFAULT_RHO,
-    mu: float = DEFAULT_MU,
-    tolerance: float = DEFAULT_TOLERANCE,
-    max_iterations: int = DEFAULT_MAX_ITERATIONS,
+    lambda_: Positive | Literal["auto"] = "auto",
+    ratio: Positive = DEFAULT_RATIO,
+    rho: Positive = DEFAULT_RHO,
+    mu: Positive = DEFAULT_MU,
+    tolerance: NotNegative = DEFAULT_TOLERANCE,
+    max_iterations: Count = DEFAULT_MAX_ITERATIONS,
 ) -> Susceptibility:
     r"""Invert the dipole with total generalised variation [1]_ as regularisation, by ADMM [2]_.
 
@@ -77,18 +78,19 @@ def tgv(
     noise : (X, Y, Z) real tensor, optional
         Standard deviation of ``field`` (ppm), for W and ``lambda_`` as in :func:`.tv.tv`.
     lambda_ : float or "auto"
-        :math:`\lambda` (ppm mm): that of :func:`.tv.tv`. "auto" follows the noise as
-        there.
+        Weight of the first order, :math:`\lambda` (ppm mm), or "auto", which follows the noise.
+        Both are those of :func:`.tv.tv`.
     ratio : float
-        r (mm): the first order has weight :math:`\lambda`, the second r times that. Small values
-        allow slopes, large ones come near total variation.
-    rho, mu : float
-        Penalties of the splits of both orders (over their weights; mm/ppm) and of the field: speed
-        only.
+        Weight of the second order over the first, r (mm). Small values allow slopes, large ones
+        come near total variation.
+    rho : float
+        Penalty of the splits of both orders over their weights (mm/ppm): speed only.
+    mu : float
+        Penalty of the field's split, without unit: speed only.
     tolerance : float
         Stop when the map changes by less than this fraction of its norm inside the mask.
     max_iterations : int
-        Stop here at the latest.
+        Iterations at most.
 
     Returns
     -------
@@ -122,12 +124,12 @@ def nltgv(
     noise: Tensor | None = None,
     echo_times: Sequence[float] | None = None,
     field_strength: float | None = None,
-    lambda_: float | Literal["auto"] = "auto",
-    ratio: float = DEFAULT_RATIO,
-    rho: float = PHASE_RHO,
-    mu: float = PHASE_MU,
-    tolerance: float = DEFAULT_TOLERANCE,
-    max_iterations: int = DEFAULT_MAX_ITERATIONS,
+    lambda_: Positive | Literal["auto"] = "auto",
+    ratio: Positive = DEFAULT_RATIO,
+    rho: Positive = PHASE_RHO,
+    mu: Positive = PHASE_MU,
+    tolerance: NotNegative = DEFAULT_TOLERANCE,
+    max_iterations: Count = DEFAULT_MAX_ITERATIONS,
 ) -> Susceptibility:
     r"""Invert the dipole with total generalised variation and the phase for data, by ADMM [1]_.
 
@@ -150,14 +152,18 @@ def nltgv(
     field_strength : float, optional
         B0 (T).
     lambda_ : float or "auto"
-        :math:`\lambda` (ppm mm): that of :func:`.tv.tv`, at any s. "auto" follows the noise as
-        there.
-    ratio, rho, mu : float
-        As in :func:`tgv`.
+        Weight of the first order, :math:`\lambda` (ppm mm), or "auto", which follows the noise.
+        Both are those of :func:`.tv.tv`, at any s.
+    ratio : float
+        Weight of the second order over the first, r (mm).
+    rho : float
+        Penalty of the splits of both orders over their weights (mm/ppm): speed only.
+    mu : float
+        Penalty of the field's split, without unit: speed only.
     tolerance : float
         Stop when the map changes by less than this fraction of its norm inside the mask.
     max_iterations : int
-        Stop here at the latest, the linear steps not counted.
+        Iterations at most, the linear steps not counted.
 
     Returns
     -------

@@ -27,6 +27,7 @@ from qsmpipe.numerics.inversion.common import (
 )
 from qsmpipe.numerics.kernels import AXIAL, check_direction
 from qsmpipe.numerics.masks.morphology import erode
+from qsmpipe.numerics.parameters import Count, NotNegative, Positive
 from qsmpipe.numerics.solvers import Convergence
 from qsmpipe.numerics.units import check_echo_times, radians_per_ppm
 
@@ -147,11 +148,11 @@ def tgvqsm(
     field_strength: float | None = None,
     b0_direction: Sequence[float] = AXIAL,
     magnitude: Tensor | None = None,
-    alpha1: float = DEFAULT_ALPHA1,
-    alpha0: float = DEFAULT_ALPHA0,
-    erosion: float = DEFAULT_EROSION,
-    tolerance: float = DEFAULT_TOLERANCE,
-    max_iterations: int = DEFAULT_MAX_ITERATIONS,
+    alpha1: Positive = DEFAULT_ALPHA1,
+    alpha0: Positive = DEFAULT_ALPHA0,
+    erosion: NotNegative = DEFAULT_EROSION,
+    tolerance: NotNegative = DEFAULT_TOLERANCE,
+    max_iterations: Count = DEFAULT_MAX_ITERATIONS,
 ) -> Susceptibility:
     r"""Invert wrapped phase with total generalised variation, in one step [1]_.
 
@@ -184,15 +185,16 @@ def tgvqsm(
     magnitude : (E, X, Y, Z) or (X, Y, Z) real tensor, optional
         Weights of the echoes (:func:`phase_laplacian`).
     alpha1 : float
-        :math:`\alpha_1` (rad mm), for phase at the mean echo time.
+        Weight of the gradient less its smooth part, :math:`\alpha_1` (rad mm), for phase at the
+        mean echo time.
     alpha0 : float
-        :math:`\alpha_0` (rad mm2), likewise.
+        Weight of the derivative of that part, :math:`\alpha_0` (rad mm2), likewise.
     erosion : float
-        The equation keeps this far from the mask's edge (mm), where phase is noisy.
+        Rim of the mask without data (mm). Phase is noisy there.
     tolerance : float
         Stop when a step changes the map by less than this fraction of its norm.
     max_iterations : int
-        Steps at most.
+        Iterations at most.
 
     Returns
     -------

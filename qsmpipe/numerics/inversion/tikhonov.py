@@ -12,6 +12,7 @@ from qsmpipe.numerics.inversion.common import Susceptibility, Window, positive
 from qsmpipe.numerics.inversion.direct import Prior, penalty, penalty_norm
 from qsmpipe.numerics.kernels import AXIAL, dipole
 from qsmpipe.numerics.noise import data_weight
+from qsmpipe.numerics.parameters import Count, NotNegative, Positive
 from qsmpipe.numerics.solvers import Convergence, conjugate_gradient
 
 PADDING = 0.5
@@ -34,9 +35,9 @@ def tikhonov(
     b0_direction: Sequence[float] = AXIAL,
     noise: Tensor | None = None,
     prior: Prior = "gradient",
-    lambda_: float | Literal["l-curve", "discrepancy"] = DEFAULT_LAMBDA,
-    tolerance: float = DEFAULT_TOLERANCE,
-    max_iterations: int = DEFAULT_MAX_ITERATIONS,
+    lambda_: Positive | Literal["l-curve", "discrepancy"] = DEFAULT_LAMBDA,
+    tolerance: NotNegative = DEFAULT_TOLERANCE,
+    max_iterations: Count = DEFAULT_MAX_ITERATIONS,
 ) -> Susceptibility:
     r"""Invert the dipole with a squared penalty, trusting the data where they are good [1]_.
 
@@ -61,15 +62,15 @@ def tikhonov(
         it is 0 or not finite count as unknown. W = 1 without it. For "discrepancy" it is needed,
         in the unit of ``field``.
     prior : {"gradient", "identity", "laplacian"}
-        P.
+        What is penalised, P: the map's gradient, the map itself, or its Laplacian.
     lambda_ : float, "l-curve" or "discrepancy"
-        :math:`\lambda` (mm2 for the gradient, no unit for the identity, mm4 for the Laplacian),
-        whatever the unit of the field; or the rule that chooses it from :data:`CANDIDATES`
-        (:func:`.choice.choose`).
+        Weight of the penalty, :math:`\lambda` (mm2 for the gradient, no unit for the identity, mm4
+        for the Laplacian), or the rule that chooses it from :data:`CANDIDATES`
+        (:func:`.choice.choose`). It holds whatever the unit of the field.
     tolerance : float
         Stop when the residual of the normal equations is this fraction of its first norm.
     max_iterations : int
-        Stop here at the latest.
+        Iterations at most.
 
     Returns
     -------

@@ -20,9 +20,10 @@ from qsmpipe.numerics.inversion.common import (
     follow_noise,
     positive,
 )
-from qsmpipe.numerics.inversion.edges import smooth_parts
+from qsmpipe.numerics.inversion.edges import Edges, smooth_parts
 from qsmpipe.numerics.kernels import AXIAL
 from qsmpipe.numerics.noise import data_weight
+from qsmpipe.numerics.parameters import Count, NotNegative, Positive
 
 PADDING = 0.25
 """Zeros beyond the mask's box and :data:`REACH`, as a fraction of both. On a head-like phantom of
@@ -76,12 +77,12 @@ def tv(
     b0_direction: Sequence[float] = AXIAL,
     noise: Tensor | None = None,
     magnitude: Tensor | None = None,
-    lambda_: float | Literal["auto", "l-curve", "discrepancy"] = "auto",
-    edges: float = DEFAULT_EDGES,
-    rho: float = DEFAULT_RHO,
-    mu: float = DEFAULT_MU,
-    tolerance: float = DEFAULT_TOLERANCE,
-    max_iterations: int = DEFAULT_MAX_ITERATIONS,
+    lambda_: Positive | Literal["auto", "l-curve", "discrepancy"] = "auto",
+    edges: Edges = DEFAULT_EDGES,
+    rho: Positive = DEFAULT_RHO,
+    mu: Positive = DEFAULT_MU,
+    tolerance: NotNegative = DEFAULT_TOLERANCE,
+    max_iterations: Count = DEFAULT_MAX_ITERATIONS,
 ) -> Susceptibility:
     r"""Invert the dipole with total variation as regularisation, by ADMM [1]_.
 
@@ -108,24 +109,24 @@ def tv(
     magnitude : (X, Y, Z) real tensor, optional
         For ``edges``, in any unit.
     lambda_ : float, "auto", "l-curve" or "discrepancy"
-        :math:`\lambda` (ppm mm): the total variation carries the weight, the data have 1. "auto"
-        is :data:`LAMBDA_PER_NOISE` times the median of ``noise``, which must be in ppm for it, or
-        :data:`qsmpipe.numerics.noise.ASSUMED_NOISE` without a noise map. A field in another unit
-        needs it scaled alike. Or the rule that chooses it (:func:`.choice.choose`) from
+        Weight of the total variation, :math:`\lambda` (ppm mm), or how it is chosen; the data have
+        1. "auto" is :data:`LAMBDA_PER_NOISE` times the median of ``noise``, which must be in ppm
+        for it, or :data:`qsmpipe.numerics.noise.ASSUMED_NOISE` without a noise map. A field in
+        another unit needs it scaled alike. The other rules (:func:`.choice.choose`) choose from
         :data:`CANDIDATES` times what "auto" gives; "discrepancy" needs ``noise``.
     edges : float
-        Share of the gradient's components inside ``mask`` that cost nothing: those where
-        ``magnitude`` is steepest (:func:`.edges.smooth_parts`), as in the weighted variant of
-        [1]_. Without a magnitude there are none.
+        Share of the gradient's components that cost nothing, being edges of ``magnitude``. They
+        are those inside ``mask`` where it is steepest (:func:`.edges.smooth_parts`), as in the
+        weighted variant of [1]_. Without a magnitude there are none.
     rho : float
-        Penalty of the gradient's split, over ``lambda_`` (mm/ppm): gradients below 1 / rho are
-        shrunk to 0 in a step. It decides on the speed, not on the solution.
+        Penalty of the gradient's split over ``lambda_`` (mm/ppm): speed only. Gradients below 1 /
+        rho are shrunk to 0 in a step.
     mu : float
-        Penalty of the field's split, without unit. It decides on the speed, not on the solution.
+        Penalty of the field's split, without unit: speed only.
     tolerance : float
         Stop when the map changes by less than this fraction of its norm inside the mask.
     max_iterations : int
-        Stop here at the latest.
+        Iterations at most.
 
     Returns
     -------

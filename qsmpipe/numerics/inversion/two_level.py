@@ -18,6 +18,7 @@ from qsmpipe.numerics.inversion.tv import (
 )
 from qsmpipe.numerics.kernels import AXIAL
 from qsmpipe.numerics.operators import Dipole
+from qsmpipe.numerics.parameters import Count, NotNegative, Positive
 from qsmpipe.numerics.solvers import Convergence
 
 DEFAULT_RATIO = 10.0
@@ -34,12 +35,12 @@ def two_level(
     *,
     b0_direction: Sequence[float] = AXIAL,
     noise: Tensor | None = None,
-    lambda_: float | Literal["auto"] = "auto",
-    ratio: float = DEFAULT_RATIO,
-    strong: float = DEFAULT_STRONG,
-    rho: float = DEFAULT_RHO,
-    tolerance: float = DEFAULT_TOLERANCE,
-    max_iterations: int = DEFAULT_MAX_ITERATIONS,
+    lambda_: Positive | Literal["auto"] = "auto",
+    ratio: Positive = DEFAULT_RATIO,
+    strong: NotNegative = DEFAULT_STRONG,
+    rho: Positive = DEFAULT_RHO,
+    tolerance: NotNegative = DEFAULT_TOLERANCE,
+    max_iterations: Count = DEFAULT_MAX_ITERATIONS,
 ) -> Susceptibility:
     r"""Invert the dipole by total variation at two levels, after STAR-QSM [1]_.
 
@@ -68,13 +69,13 @@ def two_level(
     ratio : float
         Weight at the first level over ``lambda_``.
     strong : float
-        Least size of a strong source in the first map (ppm), 0 or above. 0: all of it is kept.
+        Least size of a strong source in the first map (ppm). 0: all of it is kept.
     rho : float
-        Penalty of the gradient's split over the weight (mm/ppm): it decides on the speed.
+        Penalty of the gradient's split over ``lambda_`` (mm/ppm): speed only.
     tolerance : float
         Stop each level when the map changes by less than this fraction of its norm.
     max_iterations : int
-        Stop each level here at the latest.
+        Iterations at most, at each level.
 
     Returns
     -------

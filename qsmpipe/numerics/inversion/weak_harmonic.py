@@ -26,6 +26,7 @@ from qsmpipe.numerics.inversion.tv import (
 )
 from qsmpipe.numerics.kernels import AXIAL, laplacian
 from qsmpipe.numerics.noise import data_weight
+from qsmpipe.numerics.parameters import Count, NotNegative, Positive
 
 REACH = 0.0
 """Distance from the mask (mm) up to which there may be sources. The field of sources outside is
@@ -47,13 +48,13 @@ def whqsm(
     noise: Tensor | None = None,
     echo_times: Sequence[float] | None = None,
     field_strength: float | None = None,
-    lambda_: float | Literal["auto"] = "auto",
-    beta: float = DEFAULT_BETA,
-    rho: float = DEFAULT_RHO,
-    mu: float = DEFAULT_MU,
-    nu: float = DEFAULT_NU,
-    tolerance: float = DEFAULT_TOLERANCE,
-    max_iterations: int = DEFAULT_MAX_ITERATIONS,
+    lambda_: Positive | Literal["auto"] = "auto",
+    beta: Positive = DEFAULT_BETA,
+    rho: Positive = DEFAULT_RHO,
+    mu: Positive = DEFAULT_MU,
+    nu: Positive = DEFAULT_NU,
+    tolerance: NotNegative = DEFAULT_TOLERANCE,
+    max_iterations: Count = DEFAULT_MAX_ITERATIONS,
 ) -> Susceptibility:
     r"""Invert the dipole and find a nearly harmonic remnant of the background, by ADMM [1]_.
 
@@ -87,17 +88,21 @@ def whqsm(
     field_strength : float, optional
         B0 (T).
     lambda_ : float or "auto"
-        :math:`\lambda` (ppm mm): that of :func:`.tv.tv`, at any s. "auto" follows the noise as
-        there.
+        Weight of the total variation, :math:`\lambda` (ppm mm), or "auto", which follows the
+        noise. Both are those of :func:`.tv.tv`, at any s.
     beta : float
-        :math:`\beta` (mm4), beside data of weight 1: the larger, the nearer to harmonic.
-    rho, mu, nu : float
-        Penalties of the splits of gradient (over ``lambda_``, mm/ppm), field and Laplacian (mm4):
-        speed only.
+        Weight of the remnant's squared Laplacian, :math:`\beta` (mm4), beside data of weight 1.
+        The larger, the nearer to harmonic.
+    rho : float
+        Penalty of the gradient's split over ``lambda_`` (mm/ppm): speed only.
+    mu : float
+        Penalty of the field's split, without unit: speed only.
+    nu : float
+        Penalty of the Laplacian's split (mm4): speed only.
     tolerance : float
         Stop when the map changes by less than this fraction of its norm inside the mask.
     max_iterations : int
-        Stop here at the latest, the linear steps not counted.
+        Iterations at most, the linear steps not counted.
 
     Returns
     -------

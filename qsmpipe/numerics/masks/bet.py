@@ -2,16 +2,18 @@
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import torch
+from annotated_types import Interval
 from scipy import ndimage, sparse
 from torch import Tensor
 
 from qsmpipe.numerics.fourier import Zooms
 from qsmpipe.numerics.masks.morphology import largest_core
 from qsmpipe.numerics.masks.threshold import bias_field
+from qsmpipe.numerics.parameters import Count, NotNegative, Positive
 
 SUBDIVISIONS = 4
 """Of the icosahedron: 2562 vertices, about 4 mm apart on a brain."""
@@ -73,10 +75,10 @@ def bet(
     zooms: Zooms,
     *,
     echo_times: Sequence[float] | None = None,
-    fractional_intensity: float = 0.5,
-    smoothness: float = 1.0,
-    bias_sigma: float = 30.0,
-    iterations: int = 1000,
+    fractional_intensity: Annotated[float, Interval(gt=0, lt=1)] = 0.5,
+    smoothness: Positive = 1.0,
+    bias_sigma: NotNegative = 30.0,
+    iterations: Count = 1000,
 ) -> Tensor:
     """Extract the brain by a deformable surface [1]_.
 

@@ -9,6 +9,7 @@ from qsmpipe.numerics.fourier import Zooms
 from qsmpipe.numerics.grids import check_grid
 from qsmpipe.numerics.masks.morphology import largest_component, smooth
 from qsmpipe.numerics.masks.quality import otsu
+from qsmpipe.numerics.parameters import NotNegative
 
 DEFAULT_SMOOTHING = 1.0
 """Gaussian width of the vote (mm)."""
@@ -24,7 +25,7 @@ def reliable(
     zooms: Zooms,
     *,
     threshold: float | Literal["otsu"] = "otsu",
-    smoothing: float = DEFAULT_SMOOTHING,
+    smoothing: NotNegative = DEFAULT_SMOOTHING,
 ) -> Tensor:
     """Leave holes in a mask where the phase is not reliable: the first of two passes [1]_.
 
@@ -37,7 +38,7 @@ def reliable(
     zooms : tuple of float
         Voxel size (mm).
     threshold : float or "otsu"
-        Least quality, or the one that splits the histogram of the whole image best.
+        Least quality, or "otsu" for the one that splits the histogram of the whole image best.
     smoothing : float
         Gaussian width of the vote among the mask's voxels (mm); 0 for none. Single voxels of low
         quality are noise and no hole, single ones of high quality in a hole are chance.

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from qsmpipe.numerics.fourier import Zooms
 from qsmpipe.numerics.masks.morphology import fill_holes, largest_core, majority
+from qsmpipe.numerics.parameters import NotNegative
 
 BINS = 256
 """Histogram bins of Otsu's threshold."""
@@ -18,9 +19,9 @@ def quality(
     zooms: Zooms,
     *,
     threshold: float | Literal["otsu"] = "otsu",
-    smoothing: float = 1.0,
-    opening: float = 2.0,
-    max_hole: float = 20.0,
+    smoothing: NotNegative = 1.0,
+    opening: NotNegative = 2.0,
+    max_hole: NotNegative = 20.0,
 ) -> Tensor:
     """Mask the voxels of coherent phase [1]_.
 
@@ -34,15 +35,16 @@ def quality(
     zooms : tuple of float
         Voxel size (mm).
     threshold : float or "otsu"
-        Least quality. What noise scores depends on the number of echoes and on whether magnitude
-        was given, so that the default is taken from the histogram [2]_; data whose background was
-        removed before needs a number (ROMEO's own choice is 0.1).
+        Least quality, or "otsu" for the one that splits the histogram best. What noise scores
+        depends on the number of echoes and on whether magnitude was given, so that the default is
+        taken from the histogram [2]_; data whose background was removed before needs a number
+        (ROMEO's own choice is 0.1).
     smoothing : float
         Gaussian width of the vote (mm); 0 for none.
     opening : float
         Half the width of the bridges that are cut (mm); 0 for the largest component.
     max_hole : float
-        A larger hole (mL) stays open.
+        Largest hole that is filled (mL).
 
     Returns
     -------

@@ -5,13 +5,14 @@ from torch import Tensor
 
 from qsmpipe.numerics.grids import check_grid
 from qsmpipe.numerics.masks.morphology import largest_component
+from qsmpipe.numerics.parameters import Positive
 
 DEFAULT_THRESHOLD = 0.3
 """Relative residual of the field fit beyond which a voxel is left out, as in the consensus."""
 
 
 def exclude_residual(
-    residual: Tensor, mask: Tensor, *, threshold: float = DEFAULT_THRESHOLD
+    residual: Tensor, mask: Tensor, *, threshold: Positive = DEFAULT_THRESHOLD
 ) -> Tensor:
     """Drop the voxels in which the field fit leaves much of the signal over [1]_.
 

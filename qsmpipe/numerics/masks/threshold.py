@@ -9,6 +9,7 @@ from torch.nn.functional import avg_pool3d, interpolate, pad
 
 from qsmpipe.numerics.fourier import Zooms
 from qsmpipe.numerics.masks.morphology import fill_holes, largest_core, majority, smooth
+from qsmpipe.numerics.parameters import NotNegative, Positive
 
 BIAS_ROUNDS = 4
 """Rounds of foreground and bias field: parts too dim for one round are found by the next."""
@@ -24,11 +25,11 @@ def threshold(
     magnitude: Tensor,
     zooms: Zooms,
     *,
-    factor: float = 1.0,
-    bias_sigma: float = 20.0,
-    smoothing: float = 1.4,
-    opening: float = 3.0,
-    max_hole: float = 100.0,
+    factor: Positive = 1.0,
+    bias_sigma: NotNegative = 20.0,
+    smoothing: NotNegative = 1.4,
+    opening: NotNegative = 3.0,
+    max_hole: NotNegative = 100.0,
     echoes: Literal["combined", "all"] = "combined",
 ) -> Tensor:
     """Mask the object in a magnitude by a robust threshold [1]_.
@@ -55,7 +56,7 @@ def threshold(
     opening : float
         Half the width of the bridges that are cut (mm); 0 for the largest component.
     max_hole : float
-        A larger hole (mL) stays open.
+        Largest hole that is filled (mL).
     echoes : {"combined", "all"}
         What exceeds the threshold: the echoes joined, or every one of them, each with a threshold
         of its own under the bias field of all. The latter leaves out what decays before the last

@@ -10,6 +10,7 @@ from qsmpipe.numerics.fourier import Zooms
 from qsmpipe.numerics.grids import check_grid
 from qsmpipe.numerics.masks.morphology import depth_of, largest_core, majority
 from qsmpipe.numerics.masks.threshold import root_sum_of_squares
+from qsmpipe.numerics.parameters import NotNegative, Positive
 
 SIGNAL = 0.1
 """Less magnitude than this share of the mask's median is no signal, and its R2* is noise."""
@@ -28,11 +29,11 @@ def ventricles(
     zooms: Zooms,
     *,
     magnitude: Tensor | None = None,
-    threshold: float = 5.0,
-    radius: float = 30.0,
-    depth: float = 15.0,
-    smoothing: float = 1.5,
-    min_volume: float = 1.0,
+    threshold: Positive = 5.0,
+    radius: Positive = 30.0,
+    depth: NotNegative = 15.0,
+    smoothing: NotNegative = 1.5,
+    min_volume: NotNegative = 1.0,
 ) -> Tensor:
     """Find the fluid of the lateral ventricles, as far as it lies in the middle of the brain [1]_.
 
@@ -54,10 +55,10 @@ def ventricles(
     magnitude : ([E,] X, Y, Z) real tensor, optional
         Magnitude, any unit: voxels without signal, whose R2* is noise, are no fluid.
     threshold : float
-        R2* of fluid is below this (1/s): 5 suits 3 T and below; partial volume and noise ask for
+        R2* of fluid is below this (1/s). 5 suits 3 T and below; partial volume and noise ask for
         more at 7 T.
     radius : float
-        Of the ball about the centre (mm).
+        Radius of the ball about the brain's centre where ventricles are sought (mm).
     depth : float
         Distance from the mask's edge at least (mm).
     smoothing : float

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from qsmpipe.numerics.fourier import Zooms
 from qsmpipe.numerics.grids import bounding_box
+from qsmpipe.numerics.parameters import Count
 from qsmpipe.numerics.unwrap.common import TWO_PI, check, merge_regions, unwrap_echoes
 
 SEED = 0
@@ -21,7 +22,7 @@ def bestpath(
     zooms: Zooms,
     *,
     echo_times: Sequence[float] | None = None,
-    template: int = 1,
+    template: Count = 1,
     individual: bool = False,
 ) -> Tensor:
     r"""Unwrap phase along the best path [1]_, exactly: voxels change by multiples of 2 pi.

@@ -8,17 +8,22 @@ may write to (``NUMBA_CACHE_DIR`` names one); elsewhere every process compiles i
 
 import math
 from collections.abc import Sequence
+from typing import Annotated, Literal, TypeAlias
 
 import numba
 import numpy as np
 import torch
+from annotated_types import Interval
 from torch import Tensor
 
 from qsmpipe.numerics.compiled import compiled
 from qsmpipe.numerics.fourier import Zooms
+from qsmpipe.numerics.parameters import Count
 from qsmpipe.numerics.unwrap.common import TWO_PI, check, merge_regions, unwrap_echoes
 
-WEIGHTS = {
+Weights: TypeAlias = Literal["romeo", "romeo2", "romeo3", "romeo6"]
+
+WEIGHTS: dict[Weights, tuple[bool, ...]] = {
     "romeo": (True, True, True, True, False, False),
     "romeo2": (True, False, False, True, False, False),
     "romeo3": (True, True, False, True, False, False),
@@ -262,10 +267,10 @@ def romeo(
     *,
     magnitude: Tensor | None = None,
     echo_times: Sequence[float] | None = None,
-    weights: str = "romeo",
-    template: int = 1,
+    weights: Weights = "romeo",
+    template: Count = 1,
     individual: bool = False,
-    uncertain: float = DEFAULT_UNCERTAIN,
+    uncertain: Annotated[float, Interval(gt=0, le=1)] = DEFAULT_UNCERTAIN,
     correct_global: bool = True,
 ) -> Tensor:
     r"""Unwrap phase by ROMEO [1]_, exactly: every voxel changes by a multiple of 2 pi.
@@ -294,19 +299,19 @@ def romeo(
     echo_times : sequence of float
         In s; needed for more than one echo.
     weights : str
-        A key of :data:`WEIGHTS`.
+        What makes an edge reliable: a key of :data:`WEIGHTS`.
     template : int
         Number of the echo that is unwrapped in space, from 1.
     individual : bool
         Unwrap each echo in space by itself, and not by its neighbour in time.
     uncertain : float
-        Voxels that deviate by more than this (in pi, up to 1) from what their neighbour in time
-        foretells are unwrapped in space; 1 for none.
+        Deviation from what the neighbour in time foretells (in pi) beyond which a voxel is
+        unwrapped in space instead. 1 for none.
     correct_global : bool
-        Shift the template by a multiple of 2 pi: so that the median of its number of turns is 0,
-        or up to 2 away where the next echo agrees clearly better with that (which it can tell
-        unless its time is a multiple of the template's). With ``individual``, shift each other
-        echo by the median over voxels of what its neighbour in time foretells.
+        Shift the template by a multiple of 2 pi. The median of its number of turns becomes 0, or
+        up to 2 away where the next echo agrees clearly better with that (which it can tell unless
+        its time is a multiple of the template's). With ``individual``, shift each other echo by
+        the median over voxels of what its neighbour in time foretells.
 
     Returns
     -------
