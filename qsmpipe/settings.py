@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from qsmpipe import __version__
+from qsmpipe.chain import Chain
 from qsmpipe.methods import (
     GIVEN,
     METHODS,
@@ -53,22 +54,22 @@ class Settings:
     skip_bids_validation: bool = False
 
     preset: str = "default"
-    offset: str = "mcpc3ds"
-    mask: str = "bet & quality"
-    mask_erosion: float = 0.0
-    mask_residual: float = 0.0
+    offset: str = Chain.offset
+    mask: str = Chain.mask
+    mask_erosion: float = Chain.mask_erosion
+    mask_residual: float = Chain.mask_residual
     """Largest relative residual of the field fit that is kept in the mask; 0: any."""
-    unwrap: str = "romeo"
-    field: str = "weighted"
-    relaxation: str = "loglinear"
-    swi: str = "none"
-    background: str = "pdf"
-    inversion: str = "tfi"
+    unwrap: str = Chain.unwrap
+    field: str = Chain.field
+    relaxation: str = Chain.relaxation
+    swi: str = Chain.swi
+    background: str = Chain.background
+    inversion: str = Chain.inversion
     cosmos: str = "none"
     """``cosmos``: invert all acquisitions of a subject together as well."""
-    reference: str = "brain"
-    two_pass: bool = False
-    uncertainty: int = 0
+    reference: str = Chain.reference
+    two_pass: bool = Chain.two_pass
+    uncertainty: int = Chain.uncertainty
     """Noisy fields that give the standard deviation of the map; 0: none is estimated."""
     """Whether susceptibility is mapped where the phase is reliable first."""
     parameters: Parameters = dataclasses.field(default_factory=dict)
@@ -152,6 +153,18 @@ class Settings:
             msg = f"reference {self.reference!r}: {label!r} is no R2* in 1/s; write csf:8"
             raise ValueError(msg)
         return {"threshold": limit}
+
+    def chain(self) -> Chain:
+        """Methods of all stages with the parameters that the user set for them, checked."""
+        chosen = {
+            item.name: getattr(self, item.name)
+            for item in dataclasses.fields(Chain)
+            if item.name not in ("reference", "parameters")
+        }
+        parameters = {stage: self.parameters_for(stage) for stage in STAGES}
+        parameters["reference"] = {"csf": self.reference_parameters()}
+        reference = self.reference.partition(":")[0]
+        return Chain(**chosen, reference=reference, parameters=parameters)
 
     def check(self) -> None:
         """Check methods and parameters before anything is read.

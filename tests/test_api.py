@@ -35,6 +35,7 @@ PACKAGES = [
 
 APART = {
     "qsmpipe": {"__version__"},
+    "qsmpipe.chain": {"Chain"},
     "qsmpipe.cli.plugin": {"ProcessPerNode"},
     "qsmpipe.interfaces.lease": {"visible_devices"},
     "qsmpipe.methods": {"METHODS"},

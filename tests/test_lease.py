@@ -24,6 +24,7 @@ from nipype.interfaces.base.support import Bunch
 from nipype.pipeline.engine import Node, Workflow
 from nipype.pipeline.plugins.slurm import SLURMPlugin
 
+from qsmpipe.chain import Chain
 from qsmpipe.cli.errors import RunError
 from qsmpipe.cli.execute import _cause, _runner, _use_gpu
 from qsmpipe.cli.plugin import ProcessPerNode
@@ -404,9 +405,11 @@ def test_too_little_memory_ends_in_one_line(
 @pytest.mark.parametrize("use_gpu", [True, False])
 def test_nodes_on_a_gpu_and_no_others_ask_for_one(use_gpu: bool) -> None:
     workflow = init_qsm_wf(
-        echoes=3, background="vsharp", inversion="tv", uncertainty=3, omp_nthreads=4,
+        echoes=3,
+        chain=Chain(background="vsharp", inversion="tv", uncertainty=3),
+        omp_nthreads=4,
         use_gpu=use_gpu,
-    )  # fmt: skip
+    )
     take_gpus(workflow)
     nodes = [workflow.get_node(name) for name in workflow.list_node_names()]
     asking = {node.name for node in nodes if node.plugin_args}

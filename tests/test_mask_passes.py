@@ -12,6 +12,7 @@ from nipype.pipeline.engine import Workflow
 from phantoms import TILT, error, phantom
 
 from qsmpipe import images
+from qsmpipe.chain import Chain
 from qsmpipe.interfaces.mask import ExcludeResidual
 from qsmpipe.interfaces.passes import MergePasses, Reliable
 from qsmpipe.numerics.field import weighted_mean
@@ -192,10 +193,11 @@ def test_two_passes_run(files: dict[str, Path], tmp_path: Path) -> None:
     first = images.load(files["mask"], dtype=torch.bool)
     first[:10] = False
     path = images.save(first, tmp_path / "first.nii.gz", like=files["mask"])
-    workflow = init_susceptibility_wf(
+    chain = Chain(
         background="pdf", inversion="tkd,l2", reference="none", two_pass=True,
         parameters={"background": {"pdf": {"max_iterations": 5}}},
     )  # fmt: skip
+    workflow = init_susceptibility_wf(chain=chain)
     for name in ("field", "mask", "quality", "noise"):
         setattr(workflow.inputs.inputnode, name, files[name])
     workflow.inputs.inputnode.first_mask = path
@@ -220,7 +222,7 @@ def wires(workflow: Workflow) -> set[tuple[str, str, str]]:
 
 @pytest.mark.parametrize(("residual", "two_pass"), [*itertools.product([0.0, 0.3], [False, True])])
 def test_the_chain_knows_both(residual: float, *, two_pass: bool) -> None:
-    found = wires(init_qsm_wf(echoes=3, mask_residual=residual, two_pass=two_pass))
+    found = wires(init_qsm_wf(echoes=3, chain=Chain(mask_residual=residual, two_pass=two_pass)))
     into = {name: source for source, target, name in found if target == "susceptibility_wf"}
     trusted = "exclude_residual" if residual else "mask_wf"
     assert into["inputnode.mask"] == ("mask_wf" if two_pass else trusted)

@@ -10,6 +10,7 @@ from nipype.interfaces.utility import Merge
 from nipype.pipeline.engine import Node, Workflow
 
 from qsmpipe import images
+from qsmpipe.chain import Chain
 from qsmpipe.interfaces.reference import CSFReference
 from qsmpipe.numerics.reference import reference
 from qsmpipe.workflows.qsm import init_qsm_wf
@@ -146,18 +147,19 @@ def test_without_ventricles_there_is_no_reference(fluid: dict[str, Path], tmp_pa
         CSFReference(**given).run(cwd=tmp_path)  # R2* of 6 /s is not below 5 /s
     with pytest.raises(ValueError, match="r2star"):
         CSFReference(chi=fluid["chi"], mask=fluid["mask"]).run(cwd=tmp_path)
-    for choice in ({"echoes": 1}, {"echoes": 3, "relaxation": "none"}):
+    for echoes, relaxation in ((1, "loglinear"), (3, "none")):
+        chain = Chain(reference="csf", relaxation=relaxation)
         with pytest.raises(ValueError, match=r"finds the ventricles by their R2\*"):
-            init_qsm_wf(reference="csf", **choice)
+            init_qsm_wf(echoes=echoes, chain=chain)
 
 
 def test_every_wire_of_the_ventricles_reaches_them() -> None:
-    workflow = init_qsm_wf(
-        echoes=3,
+    chain = Chain(
         inversion="tkd",
         reference="csf",
         parameters={"reference": {"csf": {"threshold": 8.0}}},
     )
+    workflow = init_qsm_wf(echoes=3, chain=chain)
     inner = workflow.get_node("susceptibility_wf").get_node("reference_tkd_wf")
     assert inner.get_node("csf").inputs.threshold == 8.0
     wired = {name for _, node, edge in inner._graph.edges(data="connect")

@@ -4,6 +4,7 @@ import pytest
 import torch
 from nipype.pipeline.engine import Workflow
 
+from qsmpipe.chain import Chain
 from qsmpipe.methods import METHODS
 from qsmpipe.numerics.reference import median_map
 from qsmpipe.settings import Settings
@@ -25,7 +26,7 @@ def sources(workflow: Workflow, part: str) -> dict[str, str]:
 
 
 def test_backgrounds_follow_on_one_another() -> None:
-    workflow = init_susceptibility_wf(background="vsharp + pdf", inversion="tkd")
+    workflow = init_susceptibility_wf(chain=Chain(background="vsharp + pdf", inversion="tkd"))
     assert sources(workflow, "background_vsharp_wf")["field"] == "inputnode"
     second = sources(workflow, "background_pdf_wf")
     assert {second["field"], second["mask"]} == {"background_vsharp_wf"}
@@ -34,23 +35,23 @@ def test_backgrounds_follow_on_one_another() -> None:
 
 
 def test_inversions_share_the_background() -> None:
-    workflow = init_susceptibility_wf(background="vsharp", inversion="tkd,tv,l2")
+    workflow = init_susceptibility_wf(chain=Chain(background="vsharp", inversion="tkd,tv,l2"))
     for name in ("tkd", "tv", "l2"):
         assert sources(workflow, f"inversion_{name}_wf")["field"] == "background_vsharp_wf"
     assert sources(workflow, "outputnode")["chi"] == "reference_tkd_wf"
     assert sources(workflow, "outputnode")["median"] == "median"
-    alone = init_susceptibility_wf(background="vsharp", inversion="tkd")
+    alone = init_susceptibility_wf(chain=Chain(background="vsharp", inversion="tkd"))
     assert "median" not in alone.list_node_names()
 
 
 @pytest.mark.parametrize("name", OWN)
 def test_an_inversion_that_removes_the_background_itself_gets_the_whole_mask(name: str) -> None:
-    workflow = init_susceptibility_wf(inversion=name)
+    workflow = init_susceptibility_wf(chain=Chain(inversion=name))
     assert sources(workflow, "outputnode")["local_field"] == "background_pdf_wf"
     assert sources(workflow, f"inversion_{name}_wf")["mask"] == "inputnode"
-    bare = init_susceptibility_wf(background="none", inversion=name)
+    bare = init_susceptibility_wf(chain=Chain(background="none", inversion=name))
     assert not any("background" in node for node in bare.list_node_names())
-    both = init_susceptibility_wf(background="vsharp", inversion=f"tkd,{name}")
+    both = init_susceptibility_wf(chain=Chain(background="vsharp", inversion=f"tkd,{name}"))
     assert sources(both, f"inversion_{name}_wf")["mask"] == "inputnode"
     assert sources(both, "inversion_tkd_wf")["mask"] == "background_vsharp_wf"
     assert Settings(inversion=name, background="none").methods("background") == ()

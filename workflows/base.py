@@ -13,7 +13,7 @@ from qsmpipe.checks import Examination, heads
 from qsmpipe.interfaces.derivatives import WriteDerivatives
 from qsmpipe.interfaces.reports import Reportlets
 from qsmpipe.methods import method
-from qsmpipe.settings import STAGES, Settings, versions
+from qsmpipe.settings import Settings, versions
 from qsmpipe.workflows.qsm import OUTPUTS, init_qsm_wf
 from qsmpipe.workflows.reference import init_reference_wf
 
@@ -104,16 +104,9 @@ def init_acquisition_wf(
     workflow = Workflow(name=f"{acquisition.node_name}_wf")
     qsm_wf = init_qsm_wf(
         echoes=len(examination.echo_times),
-        mask_erosion=settings.mask_erosion,
-        mask_residual=settings.mask_residual,
-        two_pass=settings.two_pass,
-        uncertainty=settings.uncertainty,
-        reference=settings.reference.partition(":")[0],
-        parameters={stage: settings.parameters_for(stage) for stage in STAGES}
-        | {"reference": {"csf": settings.reference_parameters()}},
+        chain=settings.chain(),
         omp_nthreads=threads,
         use_gpu=use_gpu,
-        **{stage: getattr(settings, stage) for stage in STAGES if stage != "cosmos"},
     )
     inputnode = qsm_wf.get_node("inputnode")
     for part in ("magnitude", "phase", "real", "imag"):

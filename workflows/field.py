@@ -5,12 +5,13 @@ from typing import Any
 
 from nipype.pipeline.engine import Workflow
 
+from qsmpipe.chain import Chain
 from qsmpipe.workflows.stage import stage_wf
 
 
 def init_field_wf(
     *,
-    method: str = "weighted",
+    method: str = Chain.field,
     parameters: Mapping[str, Any] | None = None,
     omp_nthreads: int = 1,
     use_gpu: bool = False,

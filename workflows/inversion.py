@@ -5,6 +5,7 @@ from typing import Any
 
 from nipype.pipeline.engine import Workflow
 
+from qsmpipe.chain import Chain
 from qsmpipe.methods import method as row_of
 from qsmpipe.methods import parameters_of
 from qsmpipe.workflows.stage import stage_wf
@@ -20,7 +21,7 @@ FROM_PHASE = ("phase", "mask", "b0_direction", "magnitude", "echo_times", "field
 
 def init_inversion_wf(
     *,
-    method: str = "tfi",
+    method: str = Chain.inversion,
     parameters: Mapping[str, Any] | None = None,
     omp_nthreads: int = 1,
     use_gpu: bool = False,

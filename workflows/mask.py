@@ -6,6 +6,7 @@ from typing import Any
 from nipype.interfaces.utility import IdentityInterface, Merge
 from nipype.pipeline.engine import Node, Workflow
 
+from qsmpipe.chain import Chain
 from qsmpipe.interfaces.mask import Combine, Given, QualityMap, Refine
 from qsmpipe.methods import GIVEN, mask_steps, parameters_of
 from qsmpipe.methods import method as row_of
@@ -17,7 +18,7 @@ SYMBOLS = {"&": "and", "|": "or"}
 
 def init_mask_wf(
     *,
-    method: str = "bet & quality",
+    method: str = Chain.mask,
     parameters: Mapping[str, Mapping[str, Any]] | None = None,
     erosion: float = 0.0,
     omp_nthreads: int = 1,

@@ -6,6 +6,7 @@ from typing import Any
 from nipype.interfaces.utility import IdentityInterface, Merge
 from nipype.pipeline.engine import Node, Workflow
 
+from qsmpipe.chain import Chain
 from qsmpipe.interfaces.phase import Prepare
 from qsmpipe.workflows.offset import init_offset_wf
 from qsmpipe.workflows.stage import take_gpus
@@ -19,7 +20,7 @@ INPUTS = (
 def init_phase_wf(
     *,
     echoes: int = 2,
-    offset: str = "mcpc3ds",
+    offset: str = Chain.offset,
     parameters: Mapping[str, Any] | None = None,
     omp_nthreads: int = 1,
     use_gpu: bool = False,

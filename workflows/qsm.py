@@ -1,54 +1,41 @@
 """From multi-echo magnitude and phase to a susceptibility map: the whole chain."""
 
-from collections.abc import Mapping
 from typing import Any
 
-from nipype.interfaces.utility import IdentityInterface, Merge
 from nipype.pipeline.engine import Node, Workflow
 
+from qsmpipe.chain import DEFAULT_CHAIN, Chain
 from qsmpipe.interfaces.mask import ExcludeResidual
+from qsmpipe.workflows.assembly import Assembly, Wires, take
 from qsmpipe.workflows.field import init_field_wf
 from qsmpipe.workflows.mask import init_mask_wf
+from qsmpipe.workflows.phase import INPUTS as IMAGES
 from qsmpipe.workflows.phase import init_phase_wf
 from qsmpipe.workflows.relaxation import init_relaxation_wf
+from qsmpipe.workflows.susceptibility import OUTPUTS as SUSCEPTIBILITY
 from qsmpipe.workflows.susceptibility import init_susceptibility_wf
 from qsmpipe.workflows.swi import init_swi_wf
 from qsmpipe.workflows.unwrap import init_unwrap_wf
 
-INPUTS = (
-    "magnitude", "phase", "real", "imag", "phase_slope", "phase_intercept", "phase_sign",
-    "alternating", "echo_times", "field_strength", "mask", "region",
-)  # fmt: skip
+INPUTS = (*IMAGES, "field_strength", "mask", "region")
 
 OUTPUTS = (
     "chi", "unreferenced", "reference_value", "qsm_mask", "mask", "quality", "magnitude",
     "combined", "phase", "offset", "unwrapped", "field", "noise", "local_field", "r2star",
     "t2star", "s0", "b0_direction", "steps", "compared", "median", "reference_region",
-    "deviation",
-    "swi", "minip",
+    "deviation", "swi", "minip",
 )  # fmt: skip
 
-Choices = Mapping[str, Mapping[str, Mapping[str, Any]]]
-"""Stage to method to parameter to value."""
+FOR_SUSCEPTIBILITY = (
+    "field", "noise", "b0_direction", "phase", "magnitude", "combined", "r2star", "echo_times",
+    "field_strength", "region",
+)  # fmt: skip
 
 
 def init_qsm_wf(
     *,
     echoes: int,
-    offset: str = "mcpc3ds",
-    mask: str = "bet & quality",
-    mask_erosion: float = 0.0,
-    mask_residual: float = 0.0,
-    unwrap: str = "romeo",
-    field: str = "weighted",
-    relaxation: str = "loglinear",
-    swi: str = "none",
-    background: str = "pdf",
-    inversion: str = "tfi",
-    reference: str = "brain",
-    two_pass: bool = False,
-    uncertainty: int = 0,
-    parameters: Choices | None = None,
+    chain: Chain = DEFAULT_CHAIN,
     omp_nthreads: int = 1,
     use_gpu: bool = False,
     name: str = "qsm_wf",
@@ -59,35 +46,8 @@ def init_qsm_wf(
     ----------
     echoes : int
         Number of echoes. With one there is neither an offset removal nor a relaxation fit.
-    offset, unwrap, field, relaxation, swi : str
-        Methods: keys of :data:`qsmpipe.methods.METHODS`. ``offset``, ``relaxation`` and ``swi``
-        may be ``"none"``.
-    background : str
-        A method, or several that follow on one another, as in ``"lbv+vsharp"``. It gives the
-        local field, and may be ``"none"`` where no inversion starts from that.
-    inversion : str
-        A method, or several that share what comes before them, as in ``"tv,rts"``: the first one
-        gives ``chi``.
-    mask : str
-        A mask method, several joined by ``&``, ``|`` and brackets, or ``"given"`` for the input
-        ``mask``.
-    mask_erosion : float
-        Erode the brain mask by this much (mm).
-    mask_residual : float
-        Before the background is removed, leave voxels out whose relative residual of the field
-        fit is larger, 0.3 for example; 0 for none.
-    reference : str
-        ``"brain"``, ``"none"``, ``"region"`` for the mean over the input ``region``, or ``"csf"``
-        for the fluid of the ventricles, which needs R2*.
-    uncertainty : int
-        With how many noisy fields to estimate the standard deviation of ``chi``; 0: not at all.
-    two_pass : bool
-        Map susceptibility where the phase is reliable and once more in the whole mask, and fill
-        the holes of the first map from the second: sources that spoil the phase around them then
-        spoil less of the map. It takes twice the time.
-    parameters : mapping, optional
-        Stage to method to parameter to value, where the default is not wanted:
-        ``{"inversion": {"tv": {"lambda_": 1e-4}}}``.
+    chain : Chain
+        Methods of all stages and their parameters: ``Chain(inversion="tv")``.
     omp_nthreads : int
         CPU threads of a node.
     use_gpu : bool
@@ -154,139 +114,94 @@ def init_qsm_wf(
         Unit vector along B0 in voxel axes.
     steps
         List of what was done: stage, method, parameters, convergence, warnings.
-    """
-    if reference == "csf" and (relaxation == "none" or echoes < 2):
-        msg = (
-            f"reference 'csf' finds the ventricles by their R2*, and there is none: relaxation is "
-            f"{relaxation!r}, the acquisition has {echoes} echo(es). Fit R2* to two echoes or "
-            "more, or choose another reference"
-        )
-        raise ValueError(msg)
-    chosen = parameters or {}
-    threads: dict[str, Any] = {"omp_nthreads": omp_nthreads, "use_gpu": use_gpu}
-    relax = relaxation != "none" and echoes > 1
 
-    workflow = Workflow(name=name)
-    inputnode = Node(IdentityInterface(fields=list(INPUTS)), name="inputnode")
-    inputnode.inputs.trait_set(
+    Raises
+    ------
+    ValueError
+        If a method or a parameter does not exist, or the reference needs R2* and there is none.
+    """
+    _check_reference(chain, echoes)
+    threads: dict[str, Any] = {"omp_nthreads": omp_nthreads, "use_gpu": use_gpu}
+    qsm = Assembly(name, INPUTS, OUTPUTS)
+    qsm.inputnode.inputs.trait_set(
         phase_slope=1.0, phase_intercept=0.0, phase_sign=1, alternating=False
     )
-    outputnode = Node(IdentityInterface(fields=list(OUTPUTS)), name="outputnode")
+    wires = qsm.wires
 
-    def one(stage: str, method: str) -> Mapping[str, Any]:
-        return chosen.get(stage, {}).get(method, {})
+    def chosen(stage: str) -> dict[str, Any]:
+        return {"parameters": chain.parameters_of(stage, getattr(chain, stage)), **threads}
 
-    phase_wf = init_phase_wf(
-        echoes=echoes, offset=offset, parameters=one("offset", offset), **threads
+    wires |= qsm.add(
+        init_phase_wf(echoes=echoes, offset=chain.offset, **chosen("offset")),
+        take(wires, *IMAGES),
+        ("magnitude", "combined", "phase", "offset", "b0_direction"),
+        steps="steps",
     )
-    mask_wf = init_mask_wf(
-        method=mask, parameters=chosen.get("mask", {}), erosion=mask_erosion, **threads
+    wires |= qsm.add(
+        init_mask_wf(
+            method=chain.mask,
+            parameters=chain.parameters.get("mask", {}),
+            erosion=chain.mask_erosion,
+            **threads,
+        ),
+        take(wires, "magnitude", "phase", "echo_times", mask_given="mask"),
+        ("mask", "quality"),
+        steps="steps",
     )
-    unwrap_wf = init_unwrap_wf(method=unwrap, parameters=one("unwrap", unwrap), **threads)
-    field_wf = init_field_wf(method=field, parameters=one("field", field), **threads)
-    done = [
-        (phase_wf, "outputnode.steps"), (mask_wf, "outputnode.steps"),
-        (unwrap_wf, "outputnode.step"), (field_wf, "outputnode.step"),
-    ]  # fmt: skip
-
-    workflow.connect([
-        (inputnode, phase_wf, [(x, f"inputnode.{x}") for x in (
-            "magnitude", "phase", "real", "imag", "phase_slope", "phase_intercept", "phase_sign",
-            "alternating", "echo_times")]),
-        (inputnode, mask_wf, [("echo_times", "inputnode.echo_times"),
-                              ("mask", "inputnode.mask_given")]),
-        (phase_wf, mask_wf, [("outputnode.magnitude", "inputnode.magnitude"),
-                             ("outputnode.phase", "inputnode.phase")]),
-        (inputnode, unwrap_wf, [("echo_times", "inputnode.echo_times")]),
-        (phase_wf, unwrap_wf, [("outputnode.magnitude", "inputnode.magnitude"),
-                               ("outputnode.phase", "inputnode.phase")]),
-        (mask_wf, unwrap_wf, [("outputnode.mask", "inputnode.mask")]),
-        (inputnode, field_wf, [("echo_times", "inputnode.echo_times"),
-                               ("field_strength", "inputnode.field_strength")]),
-        (phase_wf, field_wf, [("outputnode.magnitude", "inputnode.magnitude")]),
-        (mask_wf, field_wf, [("outputnode.mask", "inputnode.mask")]),
-        (unwrap_wf, field_wf, [("outputnode.phase", "inputnode.phase")]),
-        (phase_wf, outputnode, [("outputnode.magnitude", "magnitude"),
-                                ("outputnode.combined", "combined"),
-                                ("outputnode.phase", "phase"),
-                                ("outputnode.offset", "offset"),
-                                ("outputnode.b0_direction", "b0_direction")]),
-        (mask_wf, outputnode, [("outputnode.mask", "mask"), ("outputnode.quality", "quality")]),
-        (unwrap_wf, outputnode, [("outputnode.phase", "unwrapped")]),
-        (field_wf, outputnode, [("outputnode.field", "field"), ("outputnode.noise", "noise")]),
-    ])  # fmt: skip
-
-    relaxation_wf = None
-    if relax:
-        relaxation_wf = init_relaxation_wf(
-            method=relaxation, parameters=one("relaxation", relaxation), **threads
+    wires |= qsm.add(
+        init_unwrap_wf(method=chain.unwrap, **chosen("unwrap")),
+        take(wires, "magnitude", "phase", "mask", "echo_times"),
+        unwrapped="phase",
+    )
+    wires |= qsm.add(
+        init_field_wf(method=chain.field, **chosen("field")),
+        take(wires, "magnitude", "mask", "echo_times", "field_strength", phase="unwrapped"),
+        ("field", "noise", "residual"),
+    )
+    if chain.relaxation != "none" and echoes > 1:
+        wires |= qsm.add(
+            init_relaxation_wf(method=chain.relaxation, **chosen("relaxation")),
+            take(wires, "magnitude", "mask", "echo_times"),
+            ("r2star", "t2star", "s0"),
         )
-        workflow.connect([
-            (inputnode, relaxation_wf, [("echo_times", "inputnode.echo_times")]),
-            (phase_wf, relaxation_wf, [("outputnode.magnitude", "inputnode.magnitude")]),
-            (mask_wf, relaxation_wf, [("outputnode.mask", "inputnode.mask")]),
-            (relaxation_wf, outputnode, [("outputnode.r2star", "r2star"),
-                                         ("outputnode.t2star", "t2star"),
-                                         ("outputnode.s0", "s0")]),
-        ])  # fmt: skip
-        done.append((relaxation_wf, "outputnode.step"))
-
-    if swi != "none":
-        swi_wf = init_swi_wf(method=swi, parameters=one("swi", swi), **threads)
-        workflow.connect([
-            (inputnode, swi_wf, [("echo_times", "inputnode.echo_times")]),
-            (phase_wf, swi_wf, [(f"outputnode.{x}", f"inputnode.{x}") for x in (
-                "phase", "magnitude", "b0_direction")]),
-            (mask_wf, swi_wf, [("outputnode.mask", "inputnode.mask")]),
-            (swi_wf, outputnode, [("outputnode.swi", "swi"), ("outputnode.minip", "minip")]),
-        ])  # fmt: skip
-        done.append((swi_wf, "outputnode.step"))
-
-    susceptibility_wf = init_susceptibility_wf(
-        background=background,
-        inversion=inversion,
-        reference=reference,
-        two_pass=two_pass,
-        uncertainty=uncertainty,
-        parameters=chosen,
-        **threads,
+    if chain.swi != "none":
+        wires |= qsm.add(
+            init_swi_wf(method=chain.swi, **chosen("swi")),
+            take(wires, "phase", "magnitude", "mask", "echo_times", "b0_direction"),
+            ("swi", "minip"),
+        )
+    masks = _add_masks(qsm, wires, chain, omp_nthreads)
+    wires |= qsm.add(
+        init_susceptibility_wf(chain=chain, **threads),
+        {name: wire for name, wire in wires.items() if name in FOR_SUSCEPTIBILITY} | masks,
+        [name for name in SUSCEPTIBILITY if name != "steps"],
+        steps="steps",
     )
-    workflow.connect([
-        (inputnode, susceptibility_wf, [(x, f"inputnode.{x}") for x in (
-            "echo_times", "field_strength", "region")]),
-        (phase_wf, susceptibility_wf, [(f"outputnode.{x}", f"inputnode.{x}") for x in (
-            "phase", "magnitude", "combined", "b0_direction")]),
-        (field_wf, susceptibility_wf, [("outputnode.field", "inputnode.field"),
-                                       ("outputnode.noise", "inputnode.noise")]),
-        (susceptibility_wf, outputnode, [(f"outputnode.{x}", x) for x in (
-            "chi", "unreferenced", "reference_value", "local_field", "qsm_mask", "compared",
-            "median", "reference_region", "deviation")]),
-    ])  # fmt: skip
-    trusted: tuple[Any, str] = (mask_wf, "outputnode.mask")
-    if mask_residual > 0:
-        excluded = Node(
-            ExcludeResidual(threshold=mask_residual, num_threads=omp_nthreads),
+    return qsm.finish({name: wires[name] for name in OUTPUTS if name in wires})
+
+
+def _check_reference(chain: Chain, echoes: int) -> None:
+    """Refuse a reference that is found by R2* where there is none."""
+    if chain.reference == "csf" and (chain.relaxation == "none" or echoes < 2):
+        msg = (
+            f"reference 'csf' finds the ventricles by their R2*, and there is none: relaxation is "
+            f"{chain.relaxation!r}, the acquisition has {echoes} echo(es). Fit R2* to two echoes "
+            "or more, or choose another reference"
+        )
+        raise ValueError(msg)
+
+
+def _add_masks(qsm: Assembly, wires: Wires, chain: Chain, threads: int) -> Wires:
+    """Tell where susceptibility is to be mapped, and by the first of two passes."""
+    trusted = take(wires, "mask")
+    if chain.mask_residual > 0:
+        node = Node(
+            ExcludeResidual(threshold=chain.mask_residual, num_threads=threads),
             name="exclude_residual",
-            n_procs=omp_nthreads,
+            n_procs=threads,
         )
-        workflow.connect([
-            (mask_wf, excluded, [("outputnode.mask", "mask")]),
-            (field_wf, excluded, [("outputnode.residual", "residual")]),
-        ])  # fmt: skip
-        trusted = (excluded, "mask")
-        done.append((excluded, "step"))
-    if two_pass:  # the second pass is there for what the first leaves out
-        workflow.connect(*trusted, susceptibility_wf, "inputnode.first_mask")
-        workflow.connect(mask_wf, "outputnode.mask", susceptibility_wf, "inputnode.mask")
-        workflow.connect(mask_wf, "outputnode.quality", susceptibility_wf, "inputnode.quality")
-    else:
-        workflow.connect(*trusted, susceptibility_wf, "inputnode.mask")
-    if relaxation_wf:
-        workflow.connect(relaxation_wf, "outputnode.r2star", susceptibility_wf, "inputnode.r2star")
-    done.append((susceptibility_wf, "outputnode.steps"))
-
-    steps = Node(Merge(len(done)), name="steps")
-    for n, (part, output) in enumerate(done, 1):
-        workflow.connect(part, output, steps, f"in{n}")
-    workflow.connect(steps, "out", outputnode, "steps")
-    return workflow
+        trusted = qsm.add(node, take(wires, "mask", "residual"), ["mask"])
+    if not chain.two_pass:
+        return trusted
+    # The second pass is there for what the first leaves out.
+    return take(wires, "mask", "quality") | {"first_mask": trusted["mask"]}

@@ -1,14 +1,14 @@
 """From the total field to susceptibility, by one inversion or by several side by side."""
 
-from collections.abc import Mapping
-from typing import Any, TypeAlias
+from typing import Any
 
-from nipype.interfaces.utility import IdentityInterface, Merge
 from nipype.pipeline.engine import Node, Workflow
 
+from qsmpipe.chain import DEFAULT_CHAIN, Chain
 from qsmpipe.interfaces.passes import MergePasses, Reliable
 from qsmpipe.interfaces.reference import MedianMap
-from qsmpipe.methods import METHODS, names_in, needs_background
+from qsmpipe.methods import METHODS, needs_background
+from qsmpipe.workflows.assembly import Assembly, Wire, Wires, take
 from qsmpipe.workflows.background import init_background_wf
 from qsmpipe.workflows.inversion import init_inversion_wf
 from qsmpipe.workflows.reference import init_reference_wf
@@ -19,9 +19,6 @@ INPUTS = (
     "echo_times", "field_strength", "region", "first_mask", "quality",
 )  # fmt: skip
 
-Wire: TypeAlias = tuple[Any, str]
-"""A node, or a workflow, and one of its outputs."""
-
 OUTPUTS = (
     "chi", "unreferenced", "reference_value", "local_field", "qsm_mask", "reference_region",
     "compared", "median", "deviation", "steps",
@@ -30,12 +27,7 @@ OUTPUTS = (
 
 def init_susceptibility_wf(
     *,
-    background: str = "pdf",
-    inversion: str = "tfi",
-    reference: str = "brain",
-    uncertainty: int = 0,
-    two_pass: bool = False,
-    parameters: Mapping[str, Mapping[str, Mapping[str, Any]]] | None = None,
+    chain: Chain = DEFAULT_CHAIN,
     omp_nthreads: int = 1,
     use_gpu: bool = False,
     name: str = "susceptibility_wf",
@@ -44,21 +36,9 @@ def init_susceptibility_wf(
 
     Parameters
     ----------
-    background : str
-        A method, or several that follow on one another, as in ``"lbv+vsharp"``. It gives the
-        local field, and may be ``"none"`` where no inversion starts from that.
-    inversion : str
-        A method, or several that share what comes before them, as in ``"tv,rts"``.
-    reference : str
-        A method of :func:`qsmpipe.workflows.reference.init_reference_wf`.
-    uncertainty : int
-        With how many noisy fields to estimate the standard deviation of the first inversion's
-        map; 0: not at all.
-    two_pass : bool
-        Map susceptibility twice, where the phase is reliable and in the whole mask, and fill the
-        holes of the first map from the second.
-    parameters : mapping, optional
-        Stage to method to parameter to value, where the default is not wanted.
+    chain : Chain
+        What is done: its ``background``, ``inversion``, ``reference``, ``two_pass``,
+        ``uncertainty`` and their ``parameters``.
     omp_nthreads : int
         CPU threads of a node.
     use_gpu : bool
@@ -107,159 +87,147 @@ def init_susceptibility_wf(
     steps
         List of what was done.
     """
-    inversions = names_in("inversion", inversion)
-    backgrounds = names_in("background", background)
-    threads: dict[str, Any] = {"omp_nthreads": omp_nthreads, "use_gpu": use_gpu}
+    graph = _Graph(name, chain, {"omp_nthreads": omp_nthreads, "use_gpu": use_gpu})
+    inversions = chain.methods("inversion")
+    holed: list[Wires] = []
+    if chain.two_pass:
+        node = Node(Reliable(num_threads=omp_nthreads), name="reliable")
+        first = graph.add(node, take(graph.wires, "quality", mask="first_mask"), ["mask"])
+        _, holed = _map_in(graph, first["mask"], "_reliable")
+    fields, maps = _map_in(graph, graph.wires["mask"])
+    if chain.two_pass:
+        both = zip(inversions, holed, maps, strict=True)
+        maps = [_fill_holes(graph, method, first, second) for method, first, second in both]
+    referenced = [_reference(graph, *each) for each in zip(inversions, maps, strict=True)]
 
-    workflow = Workflow(name=name)
-    inputnode = Node(IdentityInterface(fields=list(INPUTS)), name="inputnode")
-    outputnode = Node(IdentityInterface(fields=list(OUTPUTS)), name="outputnode")
-    done: list[tuple[Any, Any]] = []
-    parts: dict[str, Workflow] = {}
-
-    def one(stage: str, method: str) -> Mapping[str, Any]:
-        return (parameters or {}).get(stage, {}).get(method, {})
-
-    def branch(mask: Wire, suffix: str = "") -> tuple[Wire, list[tuple[Wire, Wire]]]:
-        """Background and inversions in a mask: the local field; each map and where it is known."""
-        total = {"field": (inputnode, "field"), "mask": mask}
-        local = total
-        for method in () if suffix and not needs_background(inversions) else backgrounds:
-            background_wf = init_background_wf(
-                method=method,
-                parameters=one("background", method),
-                name=f"background_{method}{suffix}_wf",
-                **threads,
-            )
-            workflow.connect([
-                (inputnode, background_wf, [(x, f"inputnode.{x}") for x in (
-                    "noise", "b0_direction")]),
-                *((node, background_wf, [(output, f"inputnode.{x}")])
-                  for x, (node, output) in local.items()),
-            ])  # fmt: skip
-            local = {x: (background_wf, f"outputnode.{x}") for x in ("field", "mask")}
-            parts[f"{method}{suffix}"] = background_wf
-            done.append((background_wf, "outputnode.step"))
-        maps = []
-        for method in inversions:
-            starts_from = METHODS["inversion"][method].starts_from
-            source = local if starts_from == "local field" else total
-            inversion_wf = init_inversion_wf(
-                method=method,
-                parameters=one("inversion", method),
-                name=f"inversion_{method}{suffix}_wf",
-                **threads,
-            )
-            workflow.connect([
-                (inputnode, inversion_wf, [(x, f"inputnode.{x}") for x in (
-                    "b0_direction", "echo_times", "field_strength")]),
-            ])  # fmt: skip
-            workflow.connect(*source["mask"], inversion_wf, "inputnode.mask")
-            if starts_from == "phase":
-                workflow.connect([(inputnode, inversion_wf, [(x, f"inputnode.{x}") for x in (
-                    "phase", "magnitude")])])  # fmt: skip
-            else:
-                workflow.connect([
-                    (inputnode, inversion_wf, [("noise", "inputnode.noise"),
-                                               ("r2star", "inputnode.r2star"),
-                                               ("combined", "inputnode.magnitude")]),
-                ])  # fmt: skip
-                workflow.connect(*source["field"], inversion_wf, "inputnode.field")
-            done.append((inversion_wf, "outputnode.step"))
-            parts[f"{method}{suffix}"] = inversion_wf
-            maps.append(((inversion_wf, "outputnode.chi"), source["mask"]))
-        return local["field"], maps
-
-    mapped: list[tuple[Wire, Wire]] = []
-    if two_pass:
-        reliable = Node(Reliable(num_threads=omp_nthreads), name="reliable")
-        workflow.connect([(inputnode, reliable, [("quality", "quality"), ("first_mask", "mask")])])
-        done.append((reliable, "step"))
-        _, first = branch((reliable, "mask"), "_reliable")
-    local_field, mapped = branch((inputnode, "mask"))
-    if backgrounds:
-        workflow.connect(*local_field, outputnode, "local_field")
-    if two_pass:
-        for n, method in enumerate(inversions):
-            passes = Node(MergePasses(num_threads=omp_nthreads), name=f"passes_{method}")
-            (filled, mask), (holed, known) = mapped[n], first[n]
-            workflow.connect(*holed, passes, "chi_reliable")
-            workflow.connect(*known, passes, "reliable")
-            workflow.connect(*filled, passes, "chi_filled")
-            mapped[n] = ((passes, "chi"), mask)
-
-    maps, masks = [], []
-    for method, (chi, mask) in zip(inversions, mapped, strict=True):
-        reference_wf = init_reference_wf(
-            method=reference,
-            parameters=one("reference", reference),
-            name=f"reference_{method}_wf",
-        )
-        workflow.connect([
-            (inputnode, reference_wf, [("region", "inputnode.region"),
-                                       ("r2star", "inputnode.r2star"),
-                                       ("combined", "inputnode.magnitude")]),
-        ])  # fmt: skip
-        workflow.connect(*mask, reference_wf, "inputnode.mask")
-        workflow.connect(*chi, reference_wf, "inputnode.chi")
-        step = "outputnode.step"
-        done.append((reference_wf, (step, _of, method) if len(inversions) > 1 else step))
-        maps.append((reference_wf, "outputnode.chi"))
-        masks.append(mask)
-        if method == inversions[0]:
-            workflow.connect(*mask, outputnode, "qsm_mask")
-            workflow.connect(*chi, outputnode, "unreferenced")
-            workflow.connect([
-                (reference_wf, outputnode, [("outputnode.chi", "chi"),
-                                            ("outputnode.value", "reference_value"),
-                                            ("outputnode.region", "reference_region")]),
-            ])  # fmt: skip
-            referenced = reference_wf
-
-    def merged(outputs: list[tuple[Any, Any]], name: str) -> Node:
-        node = Node(Merge(len(outputs)), name=name)
-        for n, (part, output) in enumerate(outputs, 1):
-            workflow.connect(part, output, node, f"in{n}")
-        return node
-
-    if uncertainty:
-        main = inversions[0]
-        before = backgrounds if METHODS["inversion"][main].starts_from == "local field" else ()
-        uncertainty_wf = init_uncertainty_wf(
-            background=before,
-            inversion=main,
-            reference=reference if reference in ("brain", "none") else "region",
-            realisations=uncertainty,
-            **threads,
-        )
-        workflow.connect([
-            (inputnode, uncertainty_wf, [(x, f"inputnode.{x}") for x in (
-                "field", "noise", "mask", "b0_direction", "r2star", "echo_times",
-                "field_strength")] + [("combined", "inputnode.magnitude")]),
-            (parts[main], uncertainty_wf, [("outputnode.step", "inputnode.inversion")]),
-            (uncertainty_wf, outputnode, [("outputnode.deviation", "deviation")]),
-        ])  # fmt: skip
-        if reference == "csf":
-            workflow.connect(referenced, "outputnode.region", uncertainty_wf, "inputnode.region")
-        elif reference == "region":
-            workflow.connect(inputnode, "region", uncertainty_wf, "inputnode.region")
-        if before:
-            trail = merged([(parts[x], "outputnode.step") for x in before], "background_steps")
-            workflow.connect(trail, "out", uncertainty_wf, "inputnode.background")
-        done.append((uncertainty_wf, "outputnode.step"))
-    workflow.connect(merged(done, "steps"), "out", outputnode, "steps")
+    given = take(referenced[0], "chi", reference_value="value", reference_region="region")
+    given |= take(maps[0], unreferenced="chi", qsm_mask="mask")
+    if chain.methods("background"):
+        given |= take(fields[-1], local_field="field")
+    if chain.uncertainty:
+        given |= _estimate_deviation(graph, fields, maps[0], referenced[0])
     if len(inversions) > 1:
-        compared = merged(maps, "maps")
-        median = Node(MedianMap(num_threads=omp_nthreads), name="median")
-        workflow.connect([
-            (compared, median, [("out", "maps")]),
-            (merged(masks, "masks"), median, [("out", "masks")]),
-            (compared, outputnode, [("out", "compared")]),
-            (median, outputnode, [("chi", "median")]),
-        ])  # fmt: skip
-    return workflow
+        given |= _compare(graph, referenced)
+    return graph.finish(given)
+
+
+class _Graph(Assembly):
+    """The workflow of :func:`init_susceptibility_wf`, while it is put together."""
+
+    def __init__(self, name: str, chain: Chain, threads: dict[str, Any]) -> None:
+        super().__init__(name, INPUTS, OUTPUTS)
+        self.chain, self.threads = chain, threads
+
+
+def _map_in(graph: _Graph, mask: Wire, suffix: str = "") -> tuple[list[Wires], list[Wires]]:
+    """Remove the background and invert the dipole in a mask.
+
+    Returns
+    -------
+    fields, maps : list of dict
+        As :func:`_remove_background` gives them, and what :func:`_invert` gives by each method.
+    """
+    inversions = graph.chain.methods("inversion")
+    total = take(graph.wires, "field") | {"mask": mask}
+    # The local field of the whole mask is a map of its own, and that of the first pass is not.
+    unused = suffix and not needs_background(inversions)
+    fields = [total] if unused else _remove_background(graph, total, suffix)
+    return fields, [_invert(graph, method, fields, suffix) for method in inversions]
+
+
+def _remove_background(graph: _Graph, total: Wires, suffix: str) -> list[Wires]:
+    """Apply one method after the other: the field and its mask before, between and after them."""
+    fields = [total]
+    for method in graph.chain.methods("background"):
+        part = init_background_wf(
+            method=method,
+            parameters=graph.chain.parameters_of("background", method),
+            name=f"background_{method}{suffix}_wf",
+            **graph.threads,
+        )
+        wires = take(graph.wires, "noise", "b0_direction") | take(fields[-1], "field", "mask")
+        fields.append(graph.add(part, wires, ("field", "mask", "step")))
+    return fields
+
+
+def _invert(graph: _Graph, method: str, fields: list[Wires], suffix: str) -> Wires:
+    """Invert the dipole: ``chi``, its ``mask``, and the ``step``."""
+    starts_from = METHODS["inversion"][method].starts_from
+    source = fields[-1] if starts_from == "local field" else fields[0]
+    wires = take(graph.wires, "b0_direction", "echo_times", "field_strength")
+    if starts_from == "phase":
+        wires |= take(graph.wires, "phase", "magnitude") | take(source, "mask")
+    else:
+        wires |= take(graph.wires, "noise", "r2star", magnitude="combined")
+        wires |= take(source, "field", "mask")
+    part = init_inversion_wf(
+        method=method,
+        parameters=graph.chain.parameters_of("inversion", method),
+        name=f"inversion_{method}{suffix}_wf",
+        **graph.threads,
+    )
+    return graph.add(part, wires, ("chi", "step")) | take(source, "mask")
+
+
+def _fill_holes(graph: _Graph, method: str, first: Wires, second: Wires) -> Wires:
+    """Join the maps of two passes; otherwise as ``second``."""
+    node = Node(MergePasses(num_threads=graph.threads["omp_nthreads"]), name=f"passes_{method}")
+    wires = take(first, chi_reliable="chi", reliable="mask") | take(second, chi_filled="chi")
+    return second | graph.connect(node, wires, ["chi"])
+
+
+def _reference(graph: _Graph, method: str, inverted: Wires) -> Wires:
+    """Make a map relative: ``chi``, its ``mask``, ``value`` and ``region`` of the reference."""
+    reference = graph.chain.reference
+    part = init_reference_wf(
+        method=reference,
+        parameters=graph.chain.parameters_of("reference", reference),
+        name=f"reference_{method}_wf",
+    )
+    wires = take(graph.wires, "region", "r2star", magnitude="combined")
+    wires |= take(inverted, "chi", "mask")
+    several = len(graph.chain.methods("inversion")) > 1
+    step = "outputnode.step"
+    graph.done.append((part, (step, _of, method) if several else step))
+    return graph.connect(part, wires, ("chi", "value", "region")) | take(inverted, "mask")
 
 
 def _of(step: dict, inversion: str) -> dict:
     """Say which inversion's map a step belongs to."""
     return {**step, "inversion": inversion}
+
+
+def _estimate_deviation(
+    graph: _Graph, fields: list[Wires], inverted: Wires, referenced: Wires
+) -> Wires:
+    """Carry the noise of the field to the map of the first inversion: its ``deviation``."""
+    chain, inversion = graph.chain, graph.chain.methods("inversion")[0]
+    local = METHODS["inversion"][inversion].starts_from == "local field"
+    backgrounds = chain.methods("background") if local else ()
+    part = init_uncertainty_wf(
+        background=backgrounds,
+        inversion=inversion,
+        reference=chain.reference if chain.reference in ("brain", "none") else "region",
+        realisations=chain.uncertainty,
+        **graph.threads,
+    )
+    wires = take(
+        graph.wires, "field", "noise", "mask", "b0_direction", "r2star", "echo_times",
+        "field_strength", magnitude="combined",
+    ) | take(inverted, inversion="step")  # fmt: skip
+    if chain.reference == "csf":
+        wires |= take(referenced, "region")
+    elif chain.reference == "region":
+        wires |= take(graph.wires, "region")
+    if backgrounds:
+        steps = [field["step"] for field in fields[1:]]
+        wires["background"] = graph.merge(steps, "background_steps")
+    return graph.add(part, wires, ["deviation"])
+
+
+def _compare(graph: _Graph, referenced: list[Wires]) -> Wires:
+    """Collect the maps of several inversions: ``compared``, and their ``median``."""
+    maps = graph.merge([each["chi"] for each in referenced], "maps")
+    masks = graph.merge([each["mask"] for each in referenced], "masks")
+    node = Node(MedianMap(num_threads=graph.threads["omp_nthreads"]), name="median")
+    return {"compared": maps} | graph.connect(node, {"maps": maps, "masks": masks}, median="chi")

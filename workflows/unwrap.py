@@ -5,6 +5,7 @@ from typing import Any
 
 from nipype.pipeline.engine import Workflow
 
+from qsmpipe.chain import Chain
 from qsmpipe.workflows.stage import stage_wf
 
 ON_CPU = ("romeo", "bestpath")
@@ -13,7 +14,7 @@ ON_CPU = ("romeo", "bestpath")
 
 def init_unwrap_wf(
     *,
-    method: str = "romeo",
+    method: str = Chain.unwrap,
     parameters: Mapping[str, Any] | None = None,
     omp_nthreads: int = 1,
     use_gpu: bool = False,
