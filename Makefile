@@ -1,11 +1,15 @@
 # make demo: set up, run on an example head, say where to look.  make test: set up and test.
+# make docs: the site, in build/site.  make dist: sdist and wheel.  make lock: renew pylock.toml.
+# make versions: the tests on every Python that the classifiers name.
 PYTHON ?= python3
 VENV ?= .venv
 DEMO ?= demo
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test lint types clean
+TOOLS := $(VENV)-tools/bin
+
+.PHONY: demo test lint types docs dist lock versions clean
 
 demo: $(VENV)/.installed
 	rm -rf $(DEMO)/bids
@@ -26,6 +30,22 @@ lint: $(VENV)/.installed-test
 types: $(VENV)/.installed-test
 	$(BIN)/mypy
 
+docs: $(VENV)/.installed-docs
+	$(BIN)/python -m sphinx -q -W --keep-going -c docs -d build/doctrees . build/site
+
+dist: $(VENV)-tools/.installed
+	rm -rf build/lib build/bdist.* dist
+	$(TOOLS)/python -m build
+	$(TOOLS)/twine check --strict dist/*
+
+lock: $(VENV)-tools/.installed
+	$(TOOLS)/uv pip compile --universal --python-version 3.11 --all-extras --no-config --quiet \
+		--default-index https://pypi.org/simple --constraints constraints.txt \
+		--custom-compile-command "make lock" --output-file pylock.toml setup.cfg
+
+versions: $(VENV)-tools/.installed
+	$(TOOLS)/tox run
+
 $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) -e .
@@ -35,5 +55,14 @@ $(VENV)/.installed-test: $(VENV)/.installed
 	$(PIP) -e ".[test]"
 	touch $@
 
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(PIP) -e ".[docs]"
+	touch $@
+
+$(VENV)-tools/.installed: constraints.txt
+	$(PYTHON) -m venv $(VENV)-tools
+	$(TOOLS)/pip install --quiet --disable-pip-version-check -c constraints.txt build tox twine uv
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(DEMO) build *.egg-info
+	rm -rf $(VENV) $(VENV)-tools $(DEMO) build dist .tox *.egg-info

@@ -154,6 +154,18 @@ def test_the_documentation_uses_public_names_alone() -> None:
     assert not used - public - interfaces - unsettled
 
 
+def test_the_api_pages_show_all_that_is_public() -> None:
+    text = "".join(path.read_text() for path in (ROOT / "docs/api").glob("*.rst"))
+    shown = set(re.findall(r"^\.\. auto(?:module|function|class):: (\S+)$", text, re.MULTILINE))
+    apart = {f"{module}.{name}" for module, some in APART.items() for name in some}
+    factories = {f"qsmpipe.workflows.{name}" for name in qsmpipe.workflows.__all__}
+    assert {*PACKAGES, *factories} <= shown
+    assert apart - shown == {"qsmpipe.__version__", "qsmpipe.methods.METHODS"}  # no docstrings
+    table = (ROOT / "docs/api.md").read_text()
+    for module, some in APART.items():
+        assert all(f"`{word}`" in table for word in (module, *some))
+
+
 def test_importing_the_package_is_cheap() -> None:
     code = "import sys, qsmpipe; print(*{m.split('.')[0] for m in sys.modules})"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
