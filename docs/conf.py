@@ -5,6 +5,7 @@ outputs): a generator that reads the source alone would not see it. Nipype's own
 numpydoc and traits into sections; MyST reads the Markdown pages as they stand.
 """
 
+import posixpath
 import re
 from pathlib import Path
 from typing import Any
@@ -61,33 +62,41 @@ PROJECT = ["CHANGELOG", "CONTRIBUTING", "docs/adding_a_method", "docs/releasing"
 """Pages for who works on qsmpipe itself."""
 
 
+def linked(docname: str, text: str) -> list[str]:
+    """Markdown pages that a page links to, in its order."""
+    folder = posixpath.dirname(docname)
+    links = re.findall(r"\]\(([\w./-]+)\.md[)#]", text)
+    return [*dict.fromkeys(posixpath.normpath(posixpath.join(folder, link)) for link in links)]
+
+
 def contents() -> dict[str, list[str]]:
     """Give every page its place: by caption, in order."""
     root = Path(__file__).parents[1]
-    docs = sorted(
-        str(path.relative_to(root).with_suffix(""))
-        for path in root.glob("docs/**/*")
-        if path.suffix in (".md", ".rst")
-    )
-    api = ["docs/api", *(f"docs/api/{page}" for page in API)]
-    guides = [
-        page
-        for page in docs
-        if not page.startswith("docs/api") and page not in (*PROJECT, "docs/index")
-    ]
+    index = "docs/index"
+    guides = linked(index, (root / f"{index}.md").read_text())
+    elsewhere = {root_doc, "docs/api", *PROJECT}
     return {
-        "Guides": ["docs/index", *guides, "bids_examples/README"],
-        "API": api,
+        "Guides": [index, *(page for page in guides if page not in elsewhere)],
+        "API": ["docs/api", *(f"docs/api/{page}" for page in API)],
         "Project": [page for page in PROJECT if (root / f"{page}.md").exists()],
     }
 
 
 def add_contents(app: Sphinx, docname: str, source: list[str]) -> None:
-    """Append the table of contents to the front page, whose text reads well without."""
+    """Make tables of contents from the links of the pages that lead to others.
+
+    A page that none of them leads to is a warning, and so an error of ``make docs``.
+    """
+    tables: dict[str, list[str]] = {}
     if docname == root_doc:
-        for caption, pages in contents().items():
-            listed = "\n".join(f"/{page}" for page in pages)
-            source[0] += f"\n\n```{{toctree}}\n:hidden:\n:caption: {caption}\n\n{listed}\n```\n"
+        tables = contents()
+    elif docname.endswith("/index") and docname != "docs/index":
+        folder = posixpath.dirname(docname)
+        pages = linked(docname, source[0])
+        tables = {"Pages": [page for page in pages if posixpath.dirname(page) == folder]}
+    for caption, pages in tables.items():
+        listed = "\n".join(f"/{page}" for page in pages)
+        source[0] += f"\n\n```{{toctree}}\n:hidden:\n:caption: {caption}\n\n{listed}\n```\n"
 
 
 def number_references(
