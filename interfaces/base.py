@@ -1,5 +1,6 @@
 """What the interfaces of all stages share: device, threads, and the record of what was done."""
 
+import hashlib
 import inspect
 import keyword
 import logging
@@ -27,6 +28,7 @@ from nipype.interfaces.base import (
 )
 from nipype.interfaces.base.support import Bunch
 
+import qsmpipe
 from qsmpipe import images
 from qsmpipe.interfaces.lease import lease
 from qsmpipe.methods import (
@@ -96,8 +98,34 @@ def direction(image: str) -> traits.List:
     )
 
 
+COMPUTES = ("images.py", "interfaces", "methods.py", "nets", "numerics", "registration.py")
+"""Parts of the package that decide on what a node gives."""
+
+
+@cache
+def code_digest() -> str:
+    """Hash the sources of :data:`COMPUTES`.
+
+    All of them: which functions a node will call, its class does not tell.
+    """
+    package = Path(qsmpipe.__file__).parent
+    digest = hashlib.sha256()
+    for part in COMPUTES:
+        root = package / part
+        for source in sorted(root.rglob("*.py")) if root.is_dir() else [root]:
+            digest.update(str(source.relative_to(package)).encode() + b"\0")
+            digest.update(source.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
 class StageInputSpec(BaseInterfaceInputSpec):
     """Inputs of every stage."""
+
+    code = traits.Str(
+        code_digest(),
+        usedefault=True,
+        desc="hash of the package's sources: what other code computed is not taken from a cache",
+    )
 
     num_threads = traits.Int(1, usedefault=True, nohash=True, desc="CPU threads")
     use_gpu = traits.Bool(
