@@ -33,6 +33,7 @@ class _BackgroundOutputSpec(StageOutputSpec):
 class _Background(Stage):
     input_spec, output_spec = _BackgroundInputSpec, _BackgroundOutputSpec
     stage = "background"
+    volumes = 20
 
     def _compute(self, cwd: Path, device: torch.device) -> None:
         like = self.inputs.field

@@ -161,6 +161,15 @@ class Stage(SimpleInterface):
     stage: ClassVar[str]
     method: ClassVar[str]
     function: ClassVar[Callable[..., Any]]
+    volumes: ClassVar[int] = 6
+    """Memory in float32 volumes of the grid, beyond 4 for each echo."""
+    features_gb: ClassVar[float] = 0.0
+    """Memory (GB) of what does not grow with the grid."""
+
+    @classmethod
+    def memory_gb(cls, voxels: int, echoes: int) -> float:
+        """Estimate the memory of a node (GB): interpreter, volumes, echoes."""
+        return 0.4 + cls.features_gb + 4 * voxels / 2**30 * (cls.volumes + 4 * echoes)
 
     def _compute(self, cwd: Path, device: torch.device) -> None:
         raise NotImplementedError
@@ -286,7 +295,8 @@ def interfaces_of(
     def interface(name: str) -> type[Stage]:
         if name not in names:
             raise AttributeError(f"module 'qsmpipe.interfaces.{stage}' has no attribute {name!r}")
-        parent, function = base(method(stage, names[name])), function_of(stage, names[name])
+        row, function = method(stage, names[name]), function_of(stage, names[name])
+        parent = base(row)
         told = f"{summary(function)}.\n\nSee :func:`{function.__module__}.{function.__name__}`."
         spec = _with_parameters(
             parent.input_spec, function, f"_{name}InputSpec", f"{name}.input_spec"
@@ -297,6 +307,7 @@ def interfaces_of(
             "input_spec": spec,
             "method": names[name],
             "function": staticmethod(function),
+            "volumes": row.volumes or parent.volumes,
         }
         return new_class(name, (parent,), exec_body=lambda body: body.update(members))
 

@@ -24,8 +24,8 @@ from qsmpipe.numerics.inversion.common import Curve
 __all__ = [row.interface for row in METHODS["inversion"].values()]
 
 
-def _sha256() -> traits.Str:
-    return traits.Str(desc="hash of a network's weights: others of the same name are other inputs")
+PATCHES = 3.5
+"""Memory of the feature maps of a network's patches (GB)."""
 
 
 class _InversionInputSpec(StageInputSpec):
@@ -49,7 +49,6 @@ class _InversionInputSpec(StageInputSpec):
     )
     field_strength = traits.Float(desc="B0 (T); for the methods that work with phase")
     b0_direction = direction("field")
-    sha256 = _sha256()
 
 
 class _InversionOutputSpec(StageOutputSpec):
@@ -59,6 +58,7 @@ class _InversionOutputSpec(StageOutputSpec):
 class _Inversion(Stage):
     input_spec, output_spec = _InversionInputSpec, _InversionOutputSpec
     stage = "inversion"
+    volumes = 42
     data: ClassVar[str] = "field"
 
     def _compute(self, cwd: Path, device: torch.device) -> None:
@@ -97,7 +97,6 @@ class _PhaseInversionInputSpec(StageInputSpec):
     echo_times = traits.List(traits.Float, mandatory=True, desc="echo times (s)")
     field_strength = traits.Float(mandatory=True, desc="B0 (T)")
     b0_direction = direction("phase")
-    sha256 = _sha256()
 
 
 class _PhaseInversion(_Inversion):
@@ -107,8 +106,32 @@ class _PhaseInversion(_Inversion):
     data = "phase"
 
 
+def _sha256() -> traits.Str:
+    return traits.Str(desc="hash of the weights: others of the same name are other inputs")
+
+
+class _NetworkInputSpec(_InversionInputSpec):
+    sha256 = _sha256()
+
+
+class _Network(_Inversion):
+    input_spec = _NetworkInputSpec
+    features_gb = PATCHES
+
+
+class _PhaseNetworkInputSpec(_PhaseInversionInputSpec):
+    sha256 = _sha256()
+
+
+class _PhaseNetwork(_PhaseInversion):
+    input_spec = _PhaseNetworkInputSpec
+    features_gb = PATCHES
+
+
 def _base(row: Method) -> type[Stage]:
-    return _PhaseInversion if row.starts_from == "phase" else _Inversion
+    if row.starts_from == "phase":
+        return _PhaseNetwork if row.trained else _PhaseInversion
+    return _Network if row.trained else _Inversion
 
 
 __getattr__ = interfaces_of("inversion", _base)

@@ -25,6 +25,7 @@ class _OffsetOutputSpec(StageOutputSpec):
 class _Offset(Stage):
     input_spec, output_spec = _OffsetInputSpec, _OffsetOutputSpec
     stage = "offset"
+    volumes = 40
 
     def _compute(self, cwd: Path, device: torch.device) -> None:
         like = self.inputs.phase

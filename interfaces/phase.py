@@ -73,6 +73,7 @@ class Prepare(Stage):
     input_spec = _PrepareInputSpec
     output_spec = _PrepareOutputSpec
     stage = "phase"
+    volumes = 40
     method = "prepare"
 
     def _compute(self, cwd: Path, device: torch.device) -> None:
@@ -172,6 +173,7 @@ class CombineCoils(Stage):
 
     input_spec, output_spec = _CombineCoilsInputSpec, _CombineCoilsOutputSpec
     stage, method = "phase", "mcpc3ds_coils"
+    volumes = 40
     function = staticmethod(mcpc3ds_coils)
 
     def _compute(self, cwd: Path, device: torch.device) -> None:

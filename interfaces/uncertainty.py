@@ -62,6 +62,7 @@ class Uncertainty(Stage):
 
     input_spec, output_spec = _UncertaintyInputSpec, _UncertaintyOutputSpec
     stage, method = "uncertainty", "realisations"
+    volumes = 50
     function = staticmethod(deviation)
 
     def _compute(self, cwd: Path, device: torch.device) -> None:

@@ -26,6 +26,7 @@ class _UnwrapOutputSpec(StageOutputSpec):
 class _Unwrap(Stage):
     input_spec, output_spec = _UnwrapInputSpec, _UnwrapOutputSpec
     stage = "unwrap"
+    volumes = 16
 
     def _compute(self, cwd: Path, device: torch.device) -> None:
         inputs, like = self.inputs, self.inputs.phase

@@ -40,6 +40,9 @@ class Method:
     removes the background itself."""
     trained: bool = False
     """Whether it is a network, with weights."""
+    volumes: int | None = None
+    """Memory in float32 volumes of the grid, where it is not that of the stage's other methods
+    (``volumes`` of their interfaces)."""
 
 
 METHODS: dict[str, dict[str, Method]] = {
@@ -69,6 +72,7 @@ METHODS: dict[str, dict[str, Method]] = {
             "best path: pieces joined along the most reliable edges; exact",
             "Phase was unwrapped along the best path.",
             ("abdulrahman2007", "vanderwalt2014"),
+            volumes=48,
         ),
         "romeo": Method(
             "numerics.unwrap.romeo:romeo",

@@ -6,6 +6,8 @@ from typing import Any, TypeAlias
 from nipype.interfaces.utility import IdentityInterface, Merge
 from nipype.pipeline.engine import Node, Workflow
 
+from qsmpipe.workflows.stage import estimate_memory
+
 Wire: TypeAlias = tuple[Any, Any]
 """A node, or a workflow, and one of its outputs: where a quantity comes from."""
 
@@ -76,6 +78,7 @@ class Assembly:
     def finish(self, wires: Wires) -> Workflow:
         """Give these outputs and the steps; the workflow is then complete."""
         self.connect(self.outputnode, wires | {"steps": self.merge(self.done, "steps")})
+        estimate_memory(self.workflow)
         return self.workflow
 
 

@@ -12,19 +12,10 @@ from qsmpipe import __version__
 from qsmpipe.checks import Examination, heads
 from qsmpipe.interfaces.derivatives import WriteDerivatives
 from qsmpipe.interfaces.reports import Reportlets
-from qsmpipe.methods import method
 from qsmpipe.settings import Settings, versions
 from qsmpipe.workflows.qsm import OUTPUTS, init_qsm_wf
 from qsmpipe.workflows.reference import init_reference_wf
-
-VOLUMES = {
-    "phase": 40, "offset": 40, "unwrap": 16, "bestpath": 48, "background": 20, "inversion": 42,
-    "uncertainty": 50,
-}  # fmt: skip
-"""Memory of a method's or stage's nodes in float32 volumes per volume of data (all others: 6)."""
-
-PATCHES = 3.5
-"""Memory of the feature maps of a network's patches (GB), whatever the image's size."""
+from qsmpipe.workflows.stage import estimate_memory
 
 WRITTEN = tuple(k for k in OUTPUTS if k not in ("magnitude", "phase", "reference_value"))
 """Outputs of the chain that become derivatives."""
@@ -152,7 +143,9 @@ def init_acquisition_wf(
         (reportlets, derivatives, [("figures", "figures"), ("captions", "captions"),
                                    ("numbers", "numbers")]),
     ])  # fmt: skip
-    _estimate_memory(workflow, math.prod(examination.shape), len(examination.echo_times))
+    estimate_memory(
+        workflow, voxels=math.prod(examination.shape), echoes=len(examination.echo_times)
+    )
     return workflow
 
 
@@ -228,15 +221,4 @@ def _add_head(
     region = parts[0].get_node("qsm_wf.inputnode").inputs.region
     if isdefined(region):
         reference_wf.inputs.inputnode.region = region
-    _estimate_memory(workflow, math.prod(head.shape), len(parts))
-
-
-def _estimate_memory(workflow: Workflow, voxels: int, echoes: int) -> None:
-    """Tell the scheduler how much each node will take (GB): interpreter, volumes, echoes."""
-    volume = 4 * voxels / 2**30
-    for node in workflow._get_all_nodes():
-        stage = getattr(node.interface, "stage", "")
-        features = PATCHES if stage == "inversion" and method(stage, node.name).trained else 0.0
-        node._mem_gb = (
-            0.4 + features + volume * (VOLUMES.get(node.name, VOLUMES.get(stage, 6)) + 4 * echoes)
-        )
+    estimate_memory(workflow, voxels=math.prod(head.shape), echoes=len(parts))

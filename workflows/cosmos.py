@@ -7,7 +7,7 @@ from nipype.interfaces.utility import IdentityInterface, Merge
 from nipype.pipeline.engine import Node, Workflow
 
 from qsmpipe.interfaces.cosmos import Cosmos, RegisterRigid, ResampleTo
-from qsmpipe.workflows.stage import take_gpus
+from qsmpipe.workflows.stage import estimate_memory, take_gpus
 
 INPUTS = ("magnitude", "brain_mask", "local_field", "mask", "noise", "b0_direction")
 
@@ -125,6 +125,7 @@ def init_cosmos_wf(
         (invert, outputnode, [(x, x) for x in ("chi", "mask", "step")]),
     ])  # fmt: skip
     take_gpus(workflow)
+    estimate_memory(workflow)
     return workflow
 
 

@@ -12,6 +12,7 @@ from qsmpipe.workflows.mask import init_mask_wf
 from qsmpipe.workflows.phase import INPUTS as IMAGES
 from qsmpipe.workflows.phase import init_phase_wf
 from qsmpipe.workflows.relaxation import init_relaxation_wf
+from qsmpipe.workflows.stage import estimate_memory
 from qsmpipe.workflows.susceptibility import OUTPUTS as SUSCEPTIBILITY
 from qsmpipe.workflows.susceptibility import init_susceptibility_wf
 from qsmpipe.workflows.swi import init_swi_wf
@@ -177,7 +178,9 @@ def init_qsm_wf(
         [name for name in SUSCEPTIBILITY if name != "steps"],
         steps="steps",
     )
-    return qsm.finish({name: wires[name] for name in OUTPUTS if name in wires})
+    workflow = qsm.finish({name: wires[name] for name in OUTPUTS if name in wires})
+    estimate_memory(workflow, echoes=echoes)
+    return workflow
 
 
 def _check_reference(chain: Chain, echoes: int) -> None:

@@ -10,6 +10,8 @@ from nipype.interfaces.utility import IdentityInterface
 from nipype.pipeline.engine import Node, Workflow
 from traits.api import TraitError
 
+from qsmpipe.interfaces.base import Stage
+from qsmpipe.interfaces.memory import MemoryByGrid
 from qsmpipe.methods import SUPPLIED, function_of, interface_of, parameters_of
 
 
@@ -46,6 +48,32 @@ def take_gpus(workflow: Workflow) -> None:
             node.plugin_args = {"sbatch_args": " --gres=gpu:1"}
 
 
+HEAD = 256 * 256 * 176
+"""Voxels of a head at 1 mm."""
+
+
+def estimate_memory(workflow: Workflow, *, voxels: int = HEAD, echoes: int = 1) -> None:
+    """Tell the scheduler how much memory each node will take.
+
+    Nipype's MultiProc, and what derives from it, estimates again when a node's images are there,
+    by their size. What is given here holds until then, and for schedulers that do not do so.
+
+    Parameters
+    ----------
+    workflow
+        All its nodes; those that are no :class:`qsmpipe.interfaces.base.Stage` count as the least.
+    voxels
+        Of one echo.
+    echoes
+        How many there are.
+    """
+    for node in map(workflow.get_node, workflow.list_node_names()):
+        is_stage = isinstance(node.interface, Stage)
+        node._mem_gb = (node.interface if is_stage else Stage).memory_gb(voxels, echoes)
+        if is_stage:
+            node.ram_estimator = MemoryByGrid(node.interface, echoes=echoes)
+
+
 def stage_wf(
     stage: str,
     method: str,
@@ -76,4 +104,5 @@ def stage_wf(
         (node, outputnode, [(field, field) for field in outputs]),
     ])  # fmt: skip
     take_gpus(workflow)
+    estimate_memory(workflow)
     return workflow
