@@ -10,6 +10,7 @@ import ctypes
 import multiprocessing
 import os
 import signal
+import sys
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -18,6 +19,9 @@ from nipype.pipeline.engine import Node
 from nipype.pipeline.plugins.multiproc import MultiProcPlugin, run_node
 
 PRELOAD = ["torch", "numba", "nipype.pipeline.engine", "qsmpipe.interfaces.base"]
+
+UNGUARDED = 86
+"""Exit code of a process that would run the workflow again while it imports the script."""
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Parameters of glibc's ``mallopt`` (malloc.h)."""
@@ -49,6 +53,8 @@ class ProcessPerNode(MultiProcPlugin):
     """MultiProc's scheduling (processors, memory, GPU slots), one process for each node."""
 
     def __init__(self, plugin_args: dict[str, Any]) -> None:
+        if getattr(multiprocessing.current_process(), "_inheriting", False):
+            os._exit(UNGUARDED)  # a node's process, which imports the script: it must not run it
         super().__init__(plugin_args=plugin_args)
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(PRELOAD)
@@ -83,12 +89,37 @@ class ProcessPerNode(MultiProcPlugin):
         process.join()
 
     def run(self, graph: Any, config: Any, updatehash: bool = False) -> None:
-        """Run the graph; whatever ends it, no process stays behind."""
+        """Run the graph; whatever ends it, no process stays behind.
+
+        Raises
+        ------
+        RuntimeError
+            If the script runs its workflow whenever it is imported, as each node's process does.
+        """
+        self._check_script()
         try:
             super().run(graph, config, updatehash)
         finally:
             for process, _ in self._running.values():
                 process.terminate()
+
+    def _check_script(self) -> None:
+        process = self._context.Process(target=_nothing, name="a node")
+        process.start()
+        process.join()
+        if process.exitcode == UNGUARDED:
+            script = getattr(sys.modules["__main__"], "__file__", "the script")
+            msg = (
+                f'{script} runs its workflow outside `if __name__ == "__main__":`, and each '
+                "node's process imports the script: put what runs the workflow under that line"
+            )
+            raise RuntimeError(msg)
+        if process.exitcode:
+            raise RuntimeError(_death(process).partition(": ")[2])
+
+
+def _nothing() -> None:
+    """Do nothing, in a process that has imported the script."""
 
 
 def _death(process: BaseProcess) -> str:
