@@ -5,6 +5,7 @@ import fcntl
 import logging
 import os
 import re
+import stat
 import subprocess
 import sys
 import tempfile
@@ -134,17 +135,66 @@ def _first_free(locks: Mapping[str, str]) -> tuple[str, int]:
 
 
 def _open(name: str) -> int:
-    folder = Path(tempfile.gettempdir(), "qsmpipe-gpu")
-    path = folder / (re.sub(r"[^\w.-]", "_", name) + ".lock")
-    with suppress(FileNotFoundError):
-        return os.open(path, os.O_RDWR | os.O_NOFOLLOW)
-    umask = os.umask(0)  # all users may lock, from the moment it exists
+    """Open the lock of a device, which all users of the host share.
+
+    Raises
+    ------
+    RuntimeError
+        If somebody has put a link, or whatever else, where the folder or the lock should be.
+    """
+    file = re.sub(r"[^\w.-]", "_", name) + ".lock"
+    path = _folder() / file
+    folder = _open_folder()
     try:
-        with suppress(FileExistsError):
-            folder.mkdir(0o1777)
-        with suppress(FileExistsError):
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666))
+        with suppress(FileExistsError), _no_umask():  # all users may lock, from the first moment
+            os.close(os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666, dir_fd=folder))
+        # Without O_CREAT: Linux may refuse that on another user's file in a sticky folder.
+        lock = os.open(file, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
+    except OSError as error:
+        raise _refused(path, error.strerror) from error
     finally:
-        os.umask(umask)
-    # Without O_CREAT: Linux may refuse that on another user's file in a sticky folder.
-    return os.open(path, os.O_RDWR | os.O_NOFOLLOW)
+        os.close(folder)
+    status = os.fstat(lock)
+    if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+        os.close(lock)
+        raise _refused(path, "no file of its own")
+    return lock
+
+
+def _open_folder() -> int:
+    path = _folder()
+    with suppress(FileExistsError), _no_umask():
+        path.mkdir(0o1777)
+    try:
+        folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError as error:
+        raise _refused(path, error.strerror) from error
+    mode = os.fstat(folder).st_mode
+    if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+        os.close(folder)
+        raise _refused(path, "all may remove each other's files in it")
+    return folder
+
+
+def _folder() -> Path:
+    return Path(tempfile.gettempdir(), "qsmpipe-gpu")
+
+
+@contextmanager
+def _no_umask() -> Iterator[None]:
+    before = os.umask(0)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+def _refused(path: Path, why: str) -> RuntimeError:
+    found = path if os.path.lexists(path) else path.parent
+    status = found.lstat()
+    why = "it is a link" if stat.S_ISLNK(status.st_mode) else why
+    return RuntimeError(
+        f"GPUs are locked in {_folder()}, which all users of this host share, but {found} (of "
+        f"user {status.st_uid}) cannot be used: {why}. Remove it, or set TMPDIR to another "
+        "folder, the same for all who share the GPUs"
+    )

@@ -208,6 +208,67 @@ def test_a_lease_waits_and_says_so_once(
     assert said == ["waiting for a GPU: other nodes or runs hold 0"]
 
 
+def _link_to_folder(folder: Path, victim: Path) -> None:
+    folder.symlink_to(victim, target_is_directory=True)
+
+
+def _dangling_link(folder: Path, victim: Path) -> None:
+    folder.symlink_to(victim / "nowhere")
+
+
+def _file(folder: Path, victim: Path) -> None:
+    folder.write_text("")
+
+
+def _open_to_all(folder: Path, victim: Path) -> None:
+    folder.mkdir()
+    folder.chmod(0o777)
+
+
+def _linked_lock(folder: Path, victim: Path) -> None:
+    folder.mkdir(0o755)
+    (folder / "0.lock").symlink_to(victim / "file")
+
+
+def _hard_linked_lock(folder: Path, victim: Path) -> None:
+    folder.mkdir(0o755)
+    (folder / "0.lock").hardlink_to(victim / "file")
+
+
+def _pipe(folder: Path, victim: Path) -> None:
+    folder.mkdir(0o755)
+    os.mkfifo(folder / "0.lock")
+
+
+PLANTED = {
+    _link_to_folder: "qsmpipe-gpu (of user {user}) cannot be used: it is a link",
+    _dangling_link: "qsmpipe-gpu (of user {user}) cannot be used: it is a link",
+    _file: "qsmpipe-gpu (of user {user}) cannot be used: Not a directory",
+    _open_to_all: "qsmpipe-gpu (of user {user}) cannot be used: all may remove each other's files",
+    _linked_lock: "0.lock (of user {user}) cannot be used: it is a link",
+    _hard_linked_lock: "0.lock (of user {user}) cannot be used: no file of its own",
+    _pipe: "0.lock (of user {user}) cannot be used: no file of its own",
+}
+
+
+@pytest.mark.parametrize("plant", PLANTED, ids=lambda plant: plant.__name__)
+def test_what_somebody_planted_in_place_of_the_locks_is_refused(
+    plant: Callable[[Path, Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(VISIBLE, "0")
+    victim = tmp_path / "home"
+    victim.mkdir()
+    (victim / "file").write_text("precious")
+    os.utime(victim / "file", ns=(0, 0))
+    plant(tmp_path / "qsmpipe-gpu", victim)
+    with pytest.raises(RuntimeError) as raised, lease():
+        pass
+    assert PLANTED[plant].format(user=os.getuid()) in str(raised.value)
+    assert "set TMPDIR to another folder" in str(raised.value)
+    assert [path.name for path in victim.iterdir()] == ["file"]
+    assert (victim / "file").stat().st_mtime_ns == 0
+
+
 def test_the_kernel_frees_what_a_killed_process_held(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VISIBLE, "0")
     with other_process() as (process, theirs):
@@ -286,7 +347,7 @@ class Nap(Stage):
         if self.inputs.dies:
             os.kill(os.getpid(), signal.SIGKILL)
         wait_until(lambda: len([*folder.glob("nap*.begin")]) >= self.inputs.together)
-        time.sleep(0.1)
+        time.sleep(0.6)  # on a busy machine, processes start that long after one another
         note = {"begin": begin, "end": time.monotonic(), "device": own}
         (folder / f"{cwd.name}.json").write_text(json.dumps(note))
 
