@@ -151,7 +151,7 @@ def _open(name: str) -> int:
         # Without O_CREAT: Linux may refuse that on another user's file in a sticky folder.
         lock = os.open(file, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
     except OSError as error:
-        raise _refused(path, error.strerror) from error
+        raise _refused(path, error.strerror or "") from error
     finally:
         os.close(folder)
     status = os.fstat(lock)
@@ -168,7 +168,7 @@ def _open_folder() -> int:
     try:
         folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     except OSError as error:
-        raise _refused(path, error.strerror) from error
+        raise _refused(path, error.strerror or "") from error
     mode = os.fstat(folder).st_mode
     if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
         os.close(folder)
