@@ -19,6 +19,7 @@ from qsmpipe.numerics.fourier import SPACE
 from qsmpipe.numerics.simulate import Scan, add_noise, block_mean, maps_of, simulate, upsample
 from qsmpipe.numerics.simulate.labels import TISSUES, brain_mask, clean
 from qsmpipe.numerics.units import GAMMA
+from qsmpipe.placement import b0_direction
 
 HEADS = Path(__file__).parents[2] / "shared" / "data" / "heads"
 ECHO_TIMES = {3.0: (0.005, 0.010, 0.015, 0.020, 0.025), 7.0: (0.004, 0.009, 0.014, 0.019)}
@@ -92,7 +93,7 @@ def write_head(
     )
     window = (x, y, z)
     scan = Scan(field_strength, ECHO_TIMES[field_strength], factor=2, coil_seed=number,
-                b0_direction=images.b0_direction(affine))  # fmt: skip
+                b0_direction=b0_direction(affine))  # fmt: skip
     scanned = simulate(maps, brain, zooms, scan, window=window)
     signal, share, chi, total, local = (
         mean_of(image, counts)

@@ -195,7 +195,7 @@ class Stage(SimpleInterface):
             elif isdefined(value):
                 supplied[name] = value
             elif name == "b0_direction":
-                supplied[name] = images.b0_direction(images.affine_of(like))
+                supplied[name] = images.b0_direction_of(like)
         return supplied
 
     def _call(self, *data: Any, **choices: Any) -> Any:

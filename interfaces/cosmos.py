@@ -16,6 +16,7 @@ from qsmpipe.interfaces.base import (
 )
 from qsmpipe.numerics.inversion.cosmos import conditioning, cosmos
 from qsmpipe.numerics.resampling import resample, resample_mask
+from qsmpipe.placement import rotation_of
 from qsmpipe.registration import Placed, register, turned_by
 
 
@@ -104,8 +105,8 @@ class ResampleTo(Stage):
             mask = resample_mask(mask, affine, motion, to=to, shape=shape)
         own = inputs.b0_direction
         if not isdefined(own):
-            own = images.b0_direction(affine)
-        direction = images.rotation(to).T @ motion[:3, :3].T @ images.rotation(affine) @ own
+            own = images.b0_direction_of(inputs.field)
+        direction = rotation_of(to).T @ motion[:3, :3].T @ rotation_of(affine) @ own
         self._results["b0_direction"] = (direction / np.linalg.norm(direction)).tolist()
         for name, image in (("field", field * mask), ("noise", noise * mask), ("mask", mask)):
             self._results[name] = images.save(image, cwd / f"{name}.nii.gz", like=like)

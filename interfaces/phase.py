@@ -9,7 +9,7 @@ from nipype.interfaces.base import File, InputMultiPath, isdefined, traits
 from torch import Tensor
 
 from qsmpipe import images
-from qsmpipe.interfaces.base import Stage, StageInputSpec, StageOutputSpec, positive
+from qsmpipe.interfaces.base import Stage, StageInputSpec, StageOutputSpec, direction, positive
 from qsmpipe.numerics.phase import (
     DEFAULT_SIGMA,
     combine_echoes,
@@ -38,6 +38,7 @@ class _PrepareInputSpec(StageInputSpec):
     alternating = traits.Bool(
         False, usedefault=True, desc="every second slice is shifted by pi (3D data of GE)"
     )
+    b0_direction = direction("phase")
 
 
 class _PrepareOutputSpec(StageOutputSpec):
@@ -101,7 +102,10 @@ class Prepare(Stage):
             )
             magnitude, phase = magnitude.masked_fill(broken, 0), phase.masked_fill(broken, 0)
         self._step["parameters"] = choices | self._how()
-        b0_direction = images.b0_direction(images.affine_of(like))
+        b0_direction = inputs.b0_direction
+        if not isdefined(b0_direction):
+            b0_direction = images.b0_direction_of(like)
+            self._step["warnings"] += images.header(like).place.remarks
         self._results |= {
             "magnitude": images.save(magnitude, cwd / "magnitude.nii.gz", like=like),
             "combined": images.save(combine_echoes(magnitude), cwd / "combined.nii.gz", like=like),

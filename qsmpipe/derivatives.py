@@ -88,6 +88,7 @@ def sidecar(
     if examination.b0_direction:
         content["B0Direction"] = [round(x, 9) for x in examination.b0_direction]
         content["B0DirectionFrame"] = "voxel axes (i, j, k)"
+        content["B0DirectionSource"] = examination.b0_source
     content["ProcessingSteps"] = [_plain(dict(step)) for step in steps]
     content["InputWarnings"] = [finding.message for finding in examination.warnings]
     content["Software"] = {"qsmpipe": __version__, **(software or {})}

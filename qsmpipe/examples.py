@@ -31,6 +31,7 @@ from qsmpipe.numerics.simulate import (
 from qsmpipe.numerics.simulate.analytic import HEAD_BOX, TISSUES, head
 from qsmpipe.numerics.simulate.signal import Window
 from qsmpipe.numerics.units import GAMMA, hz_per_ppm
+from qsmpipe.placement import b0_direction
 
 FOLDER = Path(__file__).parent / "data" / "examples"
 
@@ -295,7 +296,7 @@ def scan(recipe: Recipe) -> tuple[Simulation, Tensor]:
     setup = Scan(
         field_strength,
         recipe.scan.echo_times,
-        b0_direction=images.b0_direction(grid.affine),
+        b0_direction=b0_direction(grid.affine),
         factor=factor,
         coil_phase=recipe.scan.coil_phase,
         coil_seed=recipe.head.seed,

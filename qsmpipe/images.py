@@ -1,68 +1,155 @@
 """The door between NIfTI files and tensors: nothing else reads or writes an image."""
 
 import gzip
+import math
 import zlib
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import cast
 
 import nibabel as nb
 import numpy as np
 import torch
-from nibabel.affines import voxel_sizes
+from nibabel.spatialimages import HeaderDataError
 from torch import Tensor
 
 from qsmpipe.numerics.fourier import Zooms
+from qsmpipe.placement import Place, Transform, b0_direction, place, same_place
+
+UNITS = {1: ("m", 1000.0), 2: ("mm", 1.0), 3: ("micron", 0.001)}
+"""Spatial part of ``xyzt_units`` to its name and its length in mm."""
 
 
-class Header(NamedTuple):
+@dataclass(frozen=True)
+class Header:
     """What an image says of itself before its voxels are read."""
 
     shape: tuple[int, ...]
     """Grid size, all axes."""
-    affine: np.ndarray
-    """Voxel to scanner coordinates (mm), 4 x 4."""
     dtype: np.dtype
     """Type of the stored numbers."""
-    is_placed: bool
-    """Whether a qform or sform says where the grid lies in the scanner."""
+    unit: str
+    """Of its lengths: m, mm, micron, or "" where it names none and mm is meant."""
+    transforms: tuple[Transform, ...]
+    """Its qform and sform (mm), or what its voxel size alone makes."""
+    pixdim: tuple[float, ...]
+    """Voxel size beside the transforms (mm)."""
+
+    @cached_property
+    def place(self) -> Place:
+        """The transform that tells where the image lies in the scanner."""
+        return place(self.transforms, self.pixdim)
+
+    @property
+    def affine(self) -> np.ndarray:
+        """Voxel to scanner coordinates (mm), 4 x 4."""
+        return self.place.affine
+
+    def same_grid(self, other: "Header") -> bool:
+        """Whether another image has the same voxels in the same place."""
+        return self.shape[:3] == other.shape[:3] and same_place(self.transforms, other.transforms)
+
+
+GEOMETRY = (
+    "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d",
+    "qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z",
+)  # fmt: skip
+"""Fields of a header that say where its image lies, beside the voxel size."""
 
 
 def _open(path: str | Path) -> nb.Nifti1Image:
     try:
-        image = cast(nb.Nifti1Image, nb.load(path))
+        image = nb.load(path)
     except FileNotFoundError:
         msg = f"{path}: no such image"
         raise ValueError(msg) from None
-    except (nb.filebasedimages.ImageFileError, OSError, EOFError) as error:
+    except (
+        nb.filebasedimages.ImageFileError, HeaderDataError, ValueError, OSError, EOFError
+    ) as error:  # fmt: skip
         msg = f"{path}: not a readable NIfTI image ({error}); copy or convert it again"
         raise ValueError(msg) from error
+    if not isinstance(image, nb.Nifti1Image):
+        msg = f"{path}: {type(image).__name__} and not NIfTI in one file; convert it to .nii.gz"
+        raise ValueError(msg)
     return image
 
 
 def read(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
-    """Values (float32, slope and intercept applied) and affine of an image.
+    """Values (float32, slope and intercept applied) and affine (mm) of an image.
 
     Raises
     ------
     ValueError
-        If the file is missing, not NIfTI, or truncated.
+        If the file is missing, not NIfTI, damaged, or longer or shorter than its header says.
     """
     image = _open(path)
     try:
-        values = np.asanyarray(image.dataobj, dtype=np.float32)
+        values = np.asanyarray(_whole(path, image).dataobj, dtype=np.float32)
     except (OSError, EOFError, ValueError, zlib.error) as error:
         msg = f"{path}: truncated or damaged, its voxels cannot be read ({error}); copy it again"
         raise ValueError(msg) from error
-    return values, image.affine
+    return values, header(path).affine
+
+
+def _whole(path: str | Path, image: nb.Nifti1Image) -> nb.Nifti1Image:
+    """Read the file to its end: a checksum stands behind the last voxel of a compressed one."""
+    content = Path(path).read_bytes()
+    if content[:2] == b"\x1f\x8b":
+        content = gzip.decompress(content)
+    voxels = cast(nb.arrayproxy.ArrayProxy, image.dataobj)
+    expected = voxels.offset + voxels.dtype.itemsize * math.prod(voxels.shape)
+    if len(content) != expected:
+        msg = f"it holds {len(content)} bytes, but its header speaks of {expected}"
+        raise ValueError(msg)
+    return type(image).from_bytes(content)
 
 
 def header(path: str | Path) -> Header:
-    """Shape, affine and type of an image, without reading its voxels."""
+    """Shape, type, and place in the scanner of an image, without reading its voxels.
+
+    Lengths are read in the unit that ``xyzt_units`` names.
+
+    Raises
+    ------
+    ValueError
+        If the file is missing or not NIfTI.
+    """
     image = _open(path)
     fields = image.header
-    placed = any(int(fields[f"{name}_code"]) > 0 for name in ("qform", "sform"))
-    return Header(tuple(map(int, image.shape)), image.affine, image.get_data_dtype(), placed)
+    unit, length = UNITS.get(int(fields["xyzt_units"]) & 7, ("", 1.0))
+    scale = np.diag([length, length, length, 1.0])
+    with image.file_map["image"].get_prepare_fileobj("rb") as stream:
+        # As it is in the file: nibabel makes a voxel size of 0 into 1 as it loads a header.
+        stored = type(fields).from_fileobj(stream, check=False)["pixdim"][1:4]
+    pixdim = np.abs(np.asarray(stored, dtype=np.float64)) * length
+    transforms = []
+    for name in ("qform", "sform"):
+        if code := int(fields[f"{name}_code"]):
+            affine = _transform(fields, name)
+            if name == "qform":
+                affine[:3, :3] *= np.where(pixdim > 0, 1.0, 0.0)
+            transforms.append(Transform(name, code, scale @ affine))
+    if not transforms:
+        base = fields.get_base_affine()
+        base[:3, :3] *= np.where(pixdim > 0, 1.0, 0.0)
+        transforms.append(Transform("pixdim", 0, scale @ base))
+    return Header(
+        tuple(map(int, image.shape)),
+        fields.get_data_dtype(),
+        unit,
+        tuple(transforms),
+        tuple(pixdim.tolist()),
+    )
+
+
+def _transform(fields: nb.Nifti1Header, name: str) -> np.ndarray:
+    """Give a transform as it stands in the header, NaN where no matrix can be made of it."""
+    try:
+        return np.array(getattr(fields, f"get_{name}")(), dtype=np.float64)
+    except (ValueError, HeaderDataError):
+        return np.full((4, 4), np.nan)
 
 
 def shape_of(path: str | Path) -> tuple[int, ...]:
@@ -70,66 +157,55 @@ def shape_of(path: str | Path) -> tuple[int, ...]:
     return tuple(int(n) for n in _open(path).shape)
 
 
+def _usable(path: str | Path) -> Place:
+    found = header(path).place
+    if found.error:
+        msg = f"{path}: {found.error}"
+        raise ValueError(msg)
+    return found
+
+
 def affine_of(path: str | Path) -> np.ndarray:
-    """Voxel to scanner coordinates (mm), 4 x 4."""
-    return _open(path).affine
+    """Voxel to scanner coordinates (mm), 4 x 4.
+
+    Raises
+    ------
+    ValueError
+        If the header has no rotation and voxel size.
+    """
+    return _usable(path).affine
 
 
 def zooms_of(path: str | Path) -> Zooms:
-    """Voxel size (mm)."""
-    x, y, z = voxel_sizes(affine_of(path)).tolist()
-    return x, y, z
-
-
-def b0_direction(affine: np.ndarray) -> tuple[float, float, float]:
-    """Give the unit vector along B0 (scanner z) in voxel axes, from the affine's rotation.
-
-    The columns are normalised first: with the voxel size left in, an oblique anisotropic grid
-    would get a wrong direction.
-
-    Parameters
-    ----------
-    affine : (4, 4) array
-        Voxel to scanner coordinates.
+    """Voxel size (mm).
 
     Raises
     ------
     ValueError
-        If the voxel axes are not orthogonal (shear), where no rotation exists.
-
-    Examples
-    --------
-    >>> b0_direction(np.diag([-1.0, 1.0, 2.0, 1.0]))
-    (0.0, 0.0, 1.0)
+        If the header has no rotation and voxel size.
     """
-    x, y, z = (float(value) + 0.0 for value in rotation(affine)[2])
+    x, y, z = _usable(path).transform.zooms.tolist()
     return x, y, z
 
 
-def rotation(affine: np.ndarray) -> np.ndarray:
-    """Give the turn from voxel to scanner axes, (3, 3), from an affine.
+def b0_direction_of(path: str | Path) -> tuple[float, float, float]:
+    """Give the unit vector along B0 in the voxel axes of an image, as its header tells it.
 
     Raises
     ------
     ValueError
-        If the voxel axes are not orthogonal (shear), where no rotation exists.
+        If the header has no rotation, or two that both claim to be the scanner's and differ.
     """
-    turn = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
-    if not np.allclose(turn.T @ turn, np.eye(3), atol=1e-3):
-        msg = (
-            "the affine's voxel axes are not orthogonal (shear), so that it has no rotation to "
-            "take the B0 direction from: give the image on the grid that it was acquired on"
-        )
+    found = _usable(path)
+    if found.contradiction:
+        msg = f"{path}: {found.contradiction}"
         raise ValueError(msg)
-    return turn
+    return b0_direction(found.affine)
 
 
 def same_grid(path: str | Path, other: str | Path) -> bool:
-    """Whether two images have the same spatial shape and the same affine (to 1e-3 mm)."""
-    first, second = _open(path), _open(other)
-    return first.shape[:3] == second.shape[:3] and np.allclose(
-        first.affine, second.affine, atol=1e-3
-    )
+    """Whether two images have the same spatial shape and a transform in common (to 1e-3 mm)."""
+    return header(path).same_grid(header(other))
 
 
 def load(
@@ -171,18 +247,20 @@ def _volume(data: Tensor) -> Tensor:
 def save(data: Tensor, path: str | Path, *, like: str | Path) -> str:
     """Write a tensor ([E,] X, Y, Z) on the grid of the image ``like``; give the path back.
 
-    Masks become uint8, all else float32. The header says mm and s, the affine's codes are those
-    of ``like``, and the file's bytes depend on the data alone.
+    Masks become uint8, all else float32. Both transforms, their codes and the unit of length are
+    those of ``like``, so that a viewer lays one image on the other. The file's bytes depend on the
+    data and on ``like`` alone.
     """
-    reference = _open(like)
     array = (data.movedim(0, -1) if data.ndim == 4 else data).cpu().numpy()
     array = array.astype(np.uint8 if data.dtype is torch.bool else np.float32)
-    image = nb.Nifti1Image(array, reference.affine)
-    for name in ("qform", "sform"):
-        code = int(reference.header[f"{name}_code"])
-        getattr(image, f"set_{name}")(reference.affine, code=code or 1)
-    image.header.set_xyzt_units("mm", "sec")
-    image.to_filename(path)
+    fields = nb.Nifti1Header()
+    reference = _open(like).header
+    for name in GEOMETRY:
+        fields[name] = reference[name]
+    fields["pixdim"][:4] = reference["pixdim"][:4]
+    space, _ = UNITS.get(int(reference["xyzt_units"]) & 7, ("mm", 1.0))
+    fields.set_xyzt_units("meter" if space == "m" else space, "sec")
+    nb.Nifti1Image(array, None, fields).to_filename(path)
     return str(path)
 
 

@@ -42,6 +42,7 @@ def save(values: np.ndarray, path: Path, affine: np.ndarray = AFFINE) -> Path:
     """Write an image in the type that its values have."""
     path.parent.mkdir(parents=True, exist_ok=True)
     image = nb.Nifti1Image(values, affine)
+    image.set_sform(affine, code=1)
     image.header.set_xyzt_units("mm", "sec")
     image.to_filename(path)
     return path

@@ -109,7 +109,7 @@ def test_slope_and_intercept_of_the_header_are_applied_once(tmp_path: Path) -> N
     for echo in (1, 2, 3):
         path = image(root, echo)
         old = nb.load(path)
-        stored = nb.Nifti1Image(np.round(2048 + old.get_fdata() / np.pi * 2047), old.affine)
+        stored = nb.Nifti1Image(np.round(2048 + old.get_fdata() / np.pi * 2047), None, old.header)
         stored.set_data_dtype(np.int16)
         stored.header.set_slope_inter(2, -4096)
         stored.to_filename(path)
@@ -377,8 +377,8 @@ BROKEN: dict[str, tuple[dict, Break | None, str, str, list[str]]] = {
         {}, unplaced, "warning", "geometry", ["neither qform nor sform", "third axis"],
     ),
     "micrometres": (
-        {"affine": np.diag([700.0, 700.0, 700.0, 1.0])}, None, "warning", "geometry",
-        ["voxel size 700 x 700 x 700 mm is unusual"],
+        {"affine": np.diag([700.0, 700.0, 700.0, 1.0])}, None, "error", "geometry",
+        ["voxels of 700 x 700 x 700 mm", "lengths in mm", "xyzt_units"],
     ),
     "two slices": (
         {"shape": (24, 20, 2)}, None, "error", "slices", ["24 x 20 x 2 voxels: fewer than 3"],

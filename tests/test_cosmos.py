@@ -25,6 +25,7 @@ from qsmpipe.numerics.inversion.cosmos import conditioning, cosmos
 from qsmpipe.numerics.operators import Dipole
 from qsmpipe.numerics.resampling import resample, resample_mask
 from qsmpipe.numerics.simulate import FreeSpace
+from qsmpipe.placement import b0_direction, rotation_of
 from qsmpipe.registration import turned_by
 from qsmpipe.settings import Settings, combine
 from qsmpipe.workflows.base import init_run_wf
@@ -322,8 +323,8 @@ def pose(
         share = torch.sigmoid((radius - distance) / 0.7)
         chi, magnitude = chi + value * share, magnitude * (1 + bright * share)
     chi = torch.where(mask, chi - chi[mask].mean(), 0.0)
-    b0_direction = images.b0_direction(affine)
-    local = FreeSpace.on_grid(chi, zooms, b0_direction)(chi)
+    along = b0_direction(affine)
+    local = FreeSpace.on_grid(chi, zooms, along)(chi)
     generator = torch.Generator().manual_seed(seed)
     local += 1e-3 * torch.randn(shape, generator=generator, dtype=local.dtype)
     shading = 1 + 0.004 * (scanner @ torch.tensor([1.0, -0.5, 0.5], dtype=torch.float64))
@@ -369,7 +370,7 @@ def run(
              for name in ("magnitude", "local_field", "mask", "noise")}  # fmt: skip
     workflow.inputs.inputnode.trait_set(
         **files, brain_mask=files["mask"],
-        b0_direction=[list(images.b0_direction(p.affine)) for p in poses],
+        b0_direction=[list(b0_direction(p.affine)) for p in poses],
     )  # fmt: skip
     nodes = {node.name: node.result.outputs for node in workflow.run().nodes()}
     return nodes.__getitem__
@@ -389,7 +390,7 @@ def test_directions_of_b0_turn_with_the_head(run: Callable[..., Any], poses: lis
     directions = run("cosmos").step["b0_directions"]
     for n, found in enumerate(directions):
         # B0 as the head saw it, in the voxel axes of the first scan
-        axes = images.rotation(poses[0].affine)
+        axes = rotation_of(poses[0].affine)
         truth = axes.T @ poses[0].turn @ poses[n].turn.T @ [0, 0, 1]
         assert math.degrees(math.acos(min(1.0, float(np.dot(truth, found))))) < 0.5
     assert np.linalg.norm(directions, axis=1) == pytest.approx(1)
@@ -408,7 +409,7 @@ def test_the_map_is_near_the_truth_and_better_than_one_orientation_gives(
     assert joint < 0.18
     folder = first.folder
     field, noise = (images.load(folder / f"{x}.nii.gz") for x in ("local_field", "noise"))
-    zooms, direction = images.zooms_of(folder / "mask.nii.gz"), images.b0_direction(first.affine)
+    zooms, direction = images.zooms_of(folder / "mask.nii.gz"), b0_direction(first.affine)
     singles = [
         error(tv(field, first.mask, zooms, b0_direction=direction, noise=noise,
                  lambda_=weight).chi, first.chi, both)
@@ -492,7 +493,7 @@ def test_the_first_orientation_stays_as_it_is(poses: list[Pose], tmp_path: Path)
     outputs = ResampleTo(**files).run(cwd=str(tmp_path)).outputs
     for name in ("field", "mask", "noise"):
         assert images.load(getattr(outputs, name)).equal(images.load(files[name]))
-    assert outputs.b0_direction == pytest.approx(images.b0_direction(poses[0].affine))
+    assert outputs.b0_direction == pytest.approx(b0_direction(poses[0].affine))
 
 
 def test_orientations_that_share_no_voxel_are_refused(poses: list[Pose], tmp_path: Path) -> None:

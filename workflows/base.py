@@ -107,6 +107,7 @@ def init_acquisition_wf(
     inputnode.inputs.phase_intercept = examination.phase_intercept
     inputnode.inputs.phase_sign = examination.phase_sign
     inputnode.inputs.alternating = examination.alternating
+    inputnode.inputs.b0_direction = list(examination.b0_direction)
     inputnode.inputs.echo_times = list(examination.echo_times)
     inputnode.inputs.field_strength = examination.field_strength
     for name, path in given.items():

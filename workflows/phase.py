@@ -13,7 +13,7 @@ from qsmpipe.workflows.stage import estimate_memory, take_gpus
 
 INPUTS = (
     "magnitude", "phase", "real", "imag", "phase_slope", "phase_intercept", "phase_sign",
-    "alternating", "echo_times",
+    "alternating", "b0_direction", "echo_times",
 )  # fmt: skip
 
 
@@ -55,6 +55,8 @@ def init_phase_wf(
         -1 where a paramagnetic field lowers the phase (GE), else 1, the default.
     alternating
         Whether every second slice is shifted by pi; False by default.
+    b0_direction
+        Unit vector along B0 in voxel axes (optional): from the header of the images by default.
     echo_times
         Echo times (s).
 

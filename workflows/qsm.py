@@ -67,6 +67,8 @@ def init_qsm_wf(
         How to read the phase: to radians (1 and 0 by default), +1 or -1 (-1 where the scanner
         counts precession the other way round, as GE does), and whether every second slice is
         shifted by pi.
+    b0_direction
+        Unit vector along B0 in voxel axes (optional): from the header of the images by default.
     echo_times
         Echo times (s).
     field_strength

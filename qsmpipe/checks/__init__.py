@@ -4,6 +4,7 @@ What cannot be processed is an error, what is unusual a warning, what was decide
 every message names the file, the value and the remedy.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from qsmpipe.bids import Acquisition
@@ -30,6 +31,7 @@ def examine(
     *,
     field_strength: float | None = None,
     phase_sign: int | None = None,
+    b0_direction: Sequence[float] = (),
 ) -> Examination:
     """Look at an acquisition's names, sidecars, headers and voxels.
 
@@ -41,13 +43,15 @@ def examine(
         B0 (T), instead of what the sidecars say.
     phase_sign : int, optional
         +1 or -1, instead of what the manufacturer is known for.
+    b0_direction : sequence of float, optional
+        Unit vector along B0 in voxel axes, instead of what the headers say.
     """
     notes = Notebook()
     check_parts(acquisition, notes)
     check_kind(acquisition, notes)
     echo_times = check_echo_times(acquisition, notes)
     strength = check_field_strength(acquisition, field_strength, notes)
-    placed = check_headers(acquisition, notes)
+    placed = check_headers(acquisition, notes, b0_direction)
     found: dict[str, Any] = {
         "phase_sign": check_sign(acquisition, phase_sign, notes),
         "field_strength": strength,

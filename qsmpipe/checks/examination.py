@@ -37,6 +37,8 @@ class Examination:
     """B0 (T)."""
     b0_direction: tuple[float, ...] = ()
     """Unit vector along B0 in voxel axes."""
+    b0_source: str = ""
+    """What tells it: a transform of the header, or the option."""
     echo_times: tuple[float, ...] = ()
     """One per echo (s)."""
     zooms: tuple[float, ...] = ()
@@ -73,6 +75,7 @@ class Examination:
             "Matrix": " x ".join(map(str, self.shape)),
             "Voxel size (mm)": " x ".join(f"{zoom:.4g}" for zoom in self.zooms),
             "B0 direction (voxel axes)": ", ".join(f"{b:.4f}" for b in self.b0_direction),
+            "B0 direction by": self.b0_source,
         }
         if self.b0_direction:
             tilt = math.degrees(math.acos(min(1.0, abs(self.b0_direction[2]))))
@@ -114,6 +117,7 @@ def heads(examinations: Sequence[Examination]) -> list[Examination]:
             findings=findings,
             echo_times=first.echo_times if same_echoes else (),
             b0_direction=(),
+            b0_source="",
         ))  # fmt: skip
     return joined
 

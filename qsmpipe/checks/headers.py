@@ -1,7 +1,7 @@
 """Headers: one grid for all images, and the direction of B0."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,6 +10,13 @@ import numpy as np
 from qsmpipe import images
 from qsmpipe.bids import Acquisition
 from qsmpipe.checks.examination import Notebook
+from qsmpipe.placement import MAX_ANGLE, SCANNER, b0_direction
+
+FINEST, COARSEST = 0.01, 20.0
+"""Voxels of any scan (mm); beyond, the unit of the header cannot be right."""
+
+WIDEST = 1000.0
+"""Field of view of any scan of a head or an animal (mm)."""
 
 
 class Placed(NamedTuple):
@@ -18,10 +25,16 @@ class Placed(NamedTuple):
     shape: tuple[int, ...]
     zooms: tuple[float, ...]
     b0_direction: tuple[float, ...]
+    b0_source: str
 
 
-def check_headers(acquisition: Acquisition, notes: Notebook) -> Placed | None:
-    """One 3D grid for all images, with its direction of B0; None where it cannot be had."""
+def check_headers(
+    acquisition: Acquisition, notes: Notebook, given: Sequence[float] = ()
+) -> Placed | None:
+    """One 3D grid for all images, with its direction of B0; None where it cannot be had.
+
+    The direction is the user's where it is ``given``, a unit vector in voxel axes.
+    """
     headers: dict[Path, images.Header] = {}
     usable = True
     for path in acquisition.sources:
@@ -43,6 +56,13 @@ def check_headers(acquisition: Acquisition, notes: Notebook) -> Placed | None:
     reference = acquisition.signal[0]
     first, name = headers[reference], acquisition.relative(reference)
     shape = first.shape[:3]
+    if displaced := [path for path in headers if headers[path].place.error]:
+        more = f" and {len(displaced) - 1} more" if len(displaced) > 1 else ""
+        notes.error(
+            "geometry",
+            f"{acquisition.relative(displaced[0])}{more}: {headers[displaced[0]].place.error}",
+        )
+        return None
     for path, header in headers.items():
         if header.shape[:3] != shape:
             notes.error(
@@ -51,13 +71,14 @@ def check_headers(acquisition: Acquisition, notes: Notebook) -> Placed | None:
                 "size: all images of an acquisition must lie on one grid; convert it again",
             )
             usable = False
-        elif not np.allclose(header.affine, first.affine, atol=1e-3):
+        elif not _same_scan(header, first):
             off = np.abs(header.affine - first.affine).max()
             notes.error(
                 "grid",
-                f"{acquisition.relative(path)} and {name} have affines that differ by up to "
-                f"{off:.3g}: all images of an acquisition must lie on one grid; resample none of "
-                "them, convert it again",
+                f"{acquisition.relative(path)} ({header.place.transform}) and {name} "
+                f"({first.place.transform}) have affines that differ by up to {off:.3g}: all "
+                "images of an acquisition must lie on one grid; resample none of them, convert "
+                "it again",
             )
             usable = False
     if min(shape) < 3:
@@ -67,7 +88,15 @@ def check_headers(acquisition: Acquisition, notes: Notebook) -> Placed | None:
             "that could be inverted; was the volume converted completely?",
         )
         usable = False
-    return _place(name, first, notes) if usable else None
+    return _place(name, first, notes, given) if usable else None
+
+
+def _same_scan(one: images.Header, other: images.Header) -> bool:
+    """Whether two images lie on one grid, in the scanner where both tell their place there."""
+    places = (one.place, other.place)
+    if all(place.transform.code == SCANNER for place in places):
+        return np.allclose(one.affine, other.affine, atol=1e-3)
+    return one.same_grid(other)
 
 
 def _wrong_shape(header: images.Header, metadata: Mapping[str, Any]) -> str:
@@ -94,26 +123,70 @@ def _wrong_shape(header: images.Header, metadata: Mapping[str, Any]) -> str:
     )
 
 
-def _place(name: str, header: images.Header, notes: Notebook) -> Placed | None:
-    zooms = tuple(float(z) for z in np.linalg.norm(header.affine[:3, :3], axis=0))
-    if not all(math.isfinite(zoom) and zoom > 0 for zoom in zooms):
-        notes.error("geometry", f"{name}: voxel size {zooms} mm: correct the header")
+def _place(
+    name: str, header: images.Header, notes: Notebook, given: Sequence[float]
+) -> Placed | None:
+    place = header.place
+    zooms = tuple(place.transform.zooms.tolist())
+    if not _check_size(name, header, zooms, notes):
         return None
-    if not header.is_placed:
-        notes.warn(
+    own = b0_direction(place.affine)
+    source = str(place.transform)
+    if given:
+        direction = tuple(float(component) for component in given)
+        if place.transform.code == SCANNER and not place.contradiction:
+            _check_given(name, direction, own, source, notes)
+        return Placed(header.shape[:3], zooms, direction, "--b0-direction")
+    for remark in place.remarks:
+        notes.warn("geometry", f"{name}: {remark}")
+    if place.contradiction:
+        notes.error("geometry", f"{name}: {place.contradiction}")
+        return None
+    return Placed(header.shape[:3], zooms, own, source)
+
+
+def _check_size(
+    name: str, header: images.Header, zooms: tuple[float, ...], notes: Notebook
+) -> bool:
+    """Voxel size and field of view that a scan can have; False where the unit must be wrong."""
+    extent = [n * zoom for n, zoom in zip(header.shape, zooms, strict=False)]
+    sizes = " x ".join(f"{zoom:.3g}" for zoom in zooms)
+    unit = f"in {header.unit}" if header.unit else "in no unit, which is read as mm"
+    if not FINEST <= min(zooms) <= max(zooms) <= COARSEST or max(extent) > WIDEST:
+        notes.error(
             "geometry",
-            f"{name}: neither qform nor sform: where the head lay in the scanner is unknown, and "
-            "B0 is assumed along the third axis; convert it again from DICOM",
+            f"{name}: voxels of {sizes} mm and a field of view of "
+            f"{' x '.join(f'{length:.4g}' for length in extent)} mm (its header gives lengths "
+            f"{unit}): no scan has them; correct the voxel size, or the unit in xyzt_units (1 is "
+            "m, 2 mm, 3 micron)",
+        )
+        return False
+    if header.unit not in ("", "mm"):
+        notes.note(
+            "geometry", f"{name}: its header gives lengths in {header.unit}: voxels of {sizes} mm"
         )
     if max(zooms) > 10 or min(zooms) < 0.05:
         notes.warn(
             "geometry",
-            f"{name}: voxel size {' x '.join(f'{z:.3g}' for z in zooms)} mm is unusual: check "
-            "that the header is in mm",
+            f"{name}: voxel size {sizes} mm is unusual: check that the header's unit is right "
+            f"({unit})",
         )
-    try:
-        direction = images.b0_direction(header.affine)
-    except ValueError as error:
-        notes.error("geometry", f"{name}: {error}")
-        return None
-    return Placed(header.shape[:3], zooms, direction)
+    return True
+
+
+def _check_given(
+    name: str,
+    given: Sequence[float],
+    own: Sequence[float],
+    source: str,
+    notes: Notebook,
+) -> None:
+    """Say where the user's direction of B0 and the scanner's differ."""
+    angle = math.degrees(math.acos(min(1.0, abs(float(np.dot(given, own))))))
+    if angle > MAX_ANGLE:
+        one, other = (", ".join(f"{b:.2f}" for b in vector) for vector in (given, own))
+        notes.warn(
+            "geometry",
+            f"{name}: B0 along ({one}), as --b0-direction says; its {source} says ({other}), "
+            f"{angle:.1f} degrees off: leave --b0-direction out if the header is right",
+        )

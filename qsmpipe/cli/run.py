@@ -230,6 +230,7 @@ def _examine(acquisitions: list[Acquisition], settings: Settings) -> list[Examin
             acquisition,
             field_strength=settings.b0 or None,
             phase_sign=settings.phase_sign or None,
+            b0_direction=settings.b0_direction,
         )
         for acquisition in acquisitions
     ]
