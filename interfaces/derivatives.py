@@ -16,7 +16,7 @@ from nipype.interfaces.base import (
 )
 from nipype.interfaces.base.support import Bunch
 
-from qsmpipe import derivatives, images
+from qsmpipe import derivatives, files, images
 from qsmpipe.bids import Acquisition
 from qsmpipe.maps import OUTPUTS
 from qsmpipe.methods import needs_background
@@ -100,12 +100,6 @@ class WriteDerivatives(SimpleInterface):
         """Write one map with its sidecar; ``steps`` are those that led to it."""
         examination, output = self.inputs.examination, OUTPUTS[key]
         target = Path(self.inputs.output_dir) / examination.acquisition.output(key, method=method)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if output.units == "Hz":
-            scale = hz_per_ppm(examination.field_strength)
-            images.save(images.load(source) * scale, target, like=source)
-        else:
-            shutil.copyfile(source, target)
         sidecar = derivatives.sidecar(
             examination,
             key,
@@ -114,17 +108,24 @@ class WriteDerivatives(SimpleInterface):
             software=self.inputs.software if isdefined(self.inputs.software) else None,
         )
         text = json.dumps(sidecar, indent=2) + "\n"
-        target.with_name(target.name.replace(".nii.gz", ".json")).write_text(text)
+        beside = target.with_name(target.name.replace(".nii.gz", ".json"))
+        # A disk that fills up shall not leave a new map with the sidecar of an old one.
+        with files.replacing(target) as image, files.replacing(beside) as words:
+            if output.units == "Hz":
+                scale = hz_per_ppm(examination.field_strength)
+                images.save(images.load(source) * scale, image, like=source)
+            else:
+                shutil.copyfile(source, image)
+            words.write_text(text)
         return target
 
     def _copy_figures(self, root: Path, acquisition: Acquisition) -> list[dict[str, Any]]:
         captions = {caption["file"]: caption for caption in self.inputs.captions}
         folder = root / f"sub-{acquisition.subject}" / "figures"
-        folder.mkdir(parents=True, exist_ok=True)
         figures = []
         for path in map(Path, self.inputs.figures):
             target = folder / f"{acquisition.name}_desc-{path.stem}_qsm.png"
-            shutil.copyfile(path, target)
+            files.copy(path, target)
             figures.append(captions[path.name] | {"file": str(target.relative_to(root))})
         return figures
 

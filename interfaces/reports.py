@@ -1,5 +1,6 @@
 """Nipype interface that draws and measures an acquisition's maps for its report."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -104,5 +105,5 @@ class Reportlets(SimpleInterface):
             }
             for picture in pictures
         ]
-        self._results["numbers"] = summarise(maps)
+        self._results["numbers"] = [asdict(number) for number in summarise(maps)]
         return runtime

@@ -5,13 +5,15 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from datetime import datetime
 from importlib.resources import files as package_files
 from pathlib import Path
-from typing import Any
-from urllib.parse import quote
+from typing import Any, TypeAlias
+from urllib.parse import quote, unquote
 
-from qsmpipe import __version__
-from qsmpipe.bids import BIDS_VERSION
+from qsmpipe import __version__, files
+from qsmpipe.bids import BIDS_VERSION, Acquisition
 from qsmpipe.checks import Examination
 from qsmpipe.maps import OUTPUTS, Output
 from qsmpipe.methods import METHODS
@@ -129,6 +131,14 @@ def write_description(output_dir: str | Path, root: str | Path) -> None:
         )
         raise ValueError(msg)
     link = quote(Path(os.path.relpath(root, output)).as_posix())
+    old = _description(target)
+    linked = str(old.get("DatasetLinks", {}).get("raw", link))
+    if linked != link and (output / unquote(linked)).is_dir():
+        msg = (
+            f"{output} holds maps of another dataset, {(output / unquote(linked)).resolve()}, to "
+            f"which their sidecars refer: choose another output folder for those of {root}"
+        )
+        raise ValueError(msg)
     raw = _description(root / "dataset_description.json")
     source = {"URL": link}
     if doi := raw.get("DatasetDOI"):
@@ -143,18 +153,63 @@ def write_description(output_dir: str | Path, root: str | Path) -> None:
     if container := os.environ.get("QSMPIPE_CONTAINER"):
         apptainer = os.environ.get("APPTAINER_CONTAINER") or os.environ.get("SINGULARITY_NAME")
         maker["Container"] = {"Type": "apptainer" if apptainer else "docker", "Tag": container}
+    made = [each for each in old.get("GeneratedBy", []) if each != maker]
     content = {
         "Name": f"Susceptibility maps of {raw.get('Name') or root.name}",
         "BIDSVersion": BIDS_VERSION,
         "DatasetType": "derivative",
-        "GeneratedBy": [maker],
+        "GeneratedBy": [*made, maker],
         "SourceDatasets": [source],
         "DatasetLinks": {"raw": link},
     }
     _write(target, json.dumps(content, indent=2) + "\n")
-    _write(output / ".bidsignore", "\n".join(IGNORED_FILES) + "\n")
+    ignored = output / ".bidsignore"
+    lines = ignored.read_text(encoding="utf-8").splitlines() if ignored.exists() else []
+    lines += [line for line in IGNORED_FILES if line not in lines]
+    _write(ignored, "\n".join(lines) + "\n")
     if not (output / "README.md").exists():
         _write(output / "README.md", _readme())
+
+
+State: TypeAlias = Mapping[str, tuple[int, int]]
+"""Path of a map within the output folder to its inode and time of change (ns)."""
+
+
+def state(output_dir: str | Path, acquisition: Acquisition, *, joined: bool = False) -> State:
+    """List the maps of an acquisition that are there, with what changes when one is written.
+
+    Parameters
+    ----------
+    output_dir : path
+        Root of the derivative dataset.
+    acquisition
+        The acquisition.
+    joined : bool
+        Whether it stands for all orientations of a head together.
+    """
+    paths = [
+        acquisition.output(key, method=method)
+        for key, row in OUTPUTS.items()
+        if ("cosmos" in row.stages) == joined
+        for method in (METHODS["inversion"] if "{method}" in row.desc else ("",))
+    ]
+    found = {path: Path(output_dir) / path for path in paths}
+    return {
+        path.as_posix(): (place.stat().st_ino, place.stat().st_mtime_ns)
+        for path, place in found.items()
+        if place.is_file()
+    }
+
+
+def unchanged(output_dir: str | Path, before: State) -> dict[str, datetime]:
+    """Tell which maps have not been written since :func:`state` gave ``before``, and when."""
+    left = {}
+    for path, seen in before.items():
+        with suppress(OSError):
+            now = (Path(output_dir) / path).stat()
+            if (now.st_ino, now.st_mtime_ns) == seen:
+                left[path] = datetime.fromtimestamp(now.st_mtime).astimezone()
+    return left
 
 
 def _estimation(row: Output, steps: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
@@ -214,7 +269,7 @@ def _maker(description: Path) -> str:
 def _write(path: Path, text: str) -> None:
     """Write unless the file says so already: a rerun leaves its time alone."""
     if not path.exists() or path.read_text(encoding="utf-8") != text:
-        path.write_text(text, encoding="utf-8")
+        files.write(path, text)
 
 
 def _readme() -> str:
@@ -232,8 +287,8 @@ def _readme() -> str:
     return (
         "# Susceptibility maps\n\n"
         f"Made by qsmpipe {__version__} (quantitative susceptibility mapping). Open "
-        "`index.html` for the reports; `logs/CITATION.md` is the methods text, "
-        "`logs/config.toml` the settings.\n\n"
+        "`index.html` for the reports; `logs/CITATION.md` is the methods text. Each run has a "
+        "folder in `logs/` with its settings (`config.toml`) and its log.\n\n"
         "Paramagnetic susceptibility is positive. Every map's `.json` file tells its unit, its "
         "sources, the direction of B0 and each step with all parameters.\n\n"
         + "\n".join(rows)

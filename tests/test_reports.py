@@ -5,6 +5,8 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -18,10 +20,23 @@ from nibabel.orientations import aff2axcodes
 from nipype.pipeline.engine import Node
 from PIL import Image
 
+from qsmpipe import records
 from qsmpipe.interfaces.reports import Reportlets
 from qsmpipe.methods import METHODS
 from qsmpipe.numerics.units import GAMMA
-from qsmpipe.reports import boilerplate, figures, numbers, records
+from qsmpipe.records import (
+    Convergence,
+    Earlier,
+    Failure,
+    Figure,
+    Finding,
+    NodeRun,
+    Number,
+    Record,
+    Run,
+    Step,
+)
+from qsmpipe.reports import boilerplate, figures, labels, numbers
 from qsmpipe.reports.maps import Maps
 from qsmpipe.reports.page import build_index, build_subject
 
@@ -136,7 +151,7 @@ def test_poor_maps_are_drawn_and_measured_all_the_same(
     maps = head(**changes)
     for picture in figures.draw(maps, tmp_path):
         Image.open(picture.file).load()
-    json.dumps(numbers.summarise(maps), allow_nan=False)
+    json.dumps([asdict(number) for number in numbers.summarise(maps)], allow_nan=False)
 
 
 def test_only_what_is_there_is_drawn(tmp_path: Path) -> None:
@@ -244,25 +259,25 @@ def test_susceptibility_is_grey_from_minus_to_plus_a_tenth() -> None:
     )
 
 
-def value(found: list[dict[str, Any]], label: str, unit: str | None = None) -> Any:
-    return next(n["value"] for n in found if n["label"] == label and unit in (None, n["unit"]))
+def value(found: list[Number], label: str, unit: str | None = None) -> Any:
+    return next(n.value for n in found if n.label == label and unit in (None, n.unit))
 
 
 def test_numbers_have_the_values_and_units_they_claim() -> None:
     maps = head()
     found = numbers.summarise(maps)
-    assert value(found, records.BRAIN_VOLUME) == pytest.approx(maps.brain_mask.sum() * 8 / 1000)
+    assert value(found, labels.BRAIN_VOLUME) == pytest.approx(maps.brain_mask.sum() * 8 / 1000)
     lost = 100 * (1 - maps.qsm_mask.sum() / maps.brain_mask.sum())
-    assert value(found, records.LOST) == pytest.approx(lost)
-    assert value(found, records.ECHOES) == 3
-    assert value(found, records.REFERENCE) == 0.0012
-    assert value(found, records.CHI_SD) == pytest.approx(maps.chi[maps.qsm_mask].std())
+    assert value(found, labels.LOST) == pytest.approx(lost)
+    assert value(found, labels.ECHOES) == 3
+    assert value(found, labels.REFERENCE) == 0.0012
+    assert value(found, labels.CHI_SD) == pytest.approx(maps.chi[maps.qsm_mask].std())
     ppm, hertz = (value(found, "Total field, SD", unit) for unit in ("ppm", "Hz"))
     assert hertz / ppm == pytest.approx(127.732, rel=1e-4)
     low, high = value(found, "Total field, 1 to 99 %", "ppm")
     assert low < 0 < high
-    assert value(found, records.R2STAR) == pytest.approx(20)
-    assert {n["label"] for n in found} >= set(records.HEADLINES)
+    assert value(found, labels.R2STAR) == pytest.approx(20)
+    assert {n.label for n in found} >= set(labels.HEADLINES)
 
 
 def test_extreme_and_missing_values_are_counted() -> None:
@@ -273,7 +288,7 @@ def test_extreme_and_missing_values_are_counted() -> None:
     found = numbers.summarise(head(chi=chi))
     assert value(found, "Voxels not finite") == 1
     count = maps.qsm_mask.sum() - 1
-    assert value(found, records.EXTREME) == pytest.approx(100 / count)
+    assert value(found, labels.EXTREME) == pytest.approx(100 / count)
 
 
 @pytest.mark.parametrize("noise", [0.02, 0.1, 0.4])
@@ -349,7 +364,7 @@ def test_the_interface_draws_and_measures(files: dict[str, str], tmp_path: Path)
     assert all(set(c) == {"file", "title", "caption", "section"} for c in outputs.captions)
     assert all(set(n) == {"label", "value", "unit"} for n in outputs.numbers)
     json.dumps([outputs.captions, outputs.numbers], allow_nan=False)
-    assert value(outputs.numbers, records.ECHOES) == 3
+    assert value(records.take(Number, outputs.numbers), labels.ECHOES) == 3
 
 
 def test_the_choice_of_lambda_is_drawn(files: dict[str, str], tmp_path: Path) -> None:
@@ -388,45 +403,47 @@ def test_the_interface_takes_what_there_is(files: dict[str, str], tmp_path: Path
 
 EVIL = "<script>alert('x')</script> & \"quoted\""
 
-STEPS = [
-    {"stage": "offset", "method": "mcpc3ds", "parameters": {"sigma": 7.0}, "warnings": []},
-    {"stage": "unwrap", "method": "romeo", "parameters": {}, "warnings": []},
-    {
-        "stage": "inversion",
-        "method": "tv",
-        "parameters": {"lambda_": 2.5e-4, "max_iterations": 100},
-        "convergence": {
-            "converged": False,
-            "iterations": 100,
-            "change": 1.4e-3,
-            "tolerance": 1e-3,
-        },
-        "warnings": ["inversion (tv) stopped after 100 iterations"],
-    },
-    {"stage": "reference", "method": "brain", "parameters": {}, "warnings": []},
-]
+STEPS = (
+    Step("offset", "mcpc3ds", {"sigma": 7.0}),
+    Step("unwrap", "romeo"),
+    Step(
+        "inversion",
+        "tv",
+        {"lambda_": 2.5e-4, "max_iterations": 100},
+        Convergence(converged=False, iterations=100, change=1.4e-3, tolerance=1e-3),
+        ("inversion (tv) stopped after 100 iterations",),
+    ),
+    Step("reference", "brain"),
+)
 
-RUN = {
-    "command": "qsmpipe in out participant",
-    "versions": {"qsmpipe": "0.1.0", "torch": "2.13.0"},
-    "settings": {"reference": "brain", "preset": "fast", "parameters": {"inversion": {"a": 1}}},
-    "started": "20251120-101112",
-    "finished": "20251120-103040",
-}
+RUN = Run(
+    "20251120-101112_one",
+    command="qsmpipe in out participant",
+    versions={"qsmpipe": "0.1.0", "torch": "2.13.0"},
+    settings={"reference": "brain", "preset": "fast", "parameters": {"inversion": {"a": 1}}},
+    started=datetime(2025, 11, 20, 10, 11, 12, tzinfo=UTC),
+    finished=datetime(2025, 11, 20, 10, 30, 40, tzinfo=UTC),
+)
 
 
-def write(out: Path, name: str, subject: str, **parts: Any) -> dict[str, Any]:
-    record = {"name": name, "subject": subject, "status": "done", "acquisition": {},
-              "findings": [], "steps": [], "numbers": [], "figures": [], "nodes": [],
-              "errors": []} | parts  # fmt: skip
-    (out / "logs/acquisitions" / f"{name}.json").write_text(json.dumps(record))
+def write(out: Path, name: str, subject: str, **parts: Any) -> Record:
+    record = Record(name, subject, **({"run": RUN.id, "status": "done"} | parts))
+    records.write_record(out, record)
     return record
+
+
+def build(out: Path) -> None:
+    """Write the pages and the methods text of all runs."""
+    book = records.read(out)
+    for subject in {record.subject for record in book.records}:
+        build_subject(out, subject, book)
+    build_index(out, book)
+    boilerplate.write_boilerplate(out / "logs", book.current, book.runs)
 
 
 def make_output(out: Path) -> Path:
     """A run of three subjects: done (with a warning), refused and failed."""
-    (out / "logs/acquisitions").mkdir(parents=True)
-    (out / "logs/run.json").write_text(json.dumps(RUN))
+    records.write_run(out, RUN)
     folder = out / "sub-01/figures"
     folder.mkdir(parents=True)
     maps = head()
@@ -441,47 +458,28 @@ def make_output(out: Path) -> Path:
             "TE1:ΔTE:TEmax (ms)": "4:4:12",
             "Manufacturer": EVIL,
         },
-        findings=[
-            {"level": "note", "check": "B0", "message": "slices are tilted"},
-            {"level": "warning", "check": "phase scale", "message": EVIL},
-        ],
+        findings=(
+            Finding("note", "B0", "slices are tilted"),
+            Finding("warning", "phase scale", EVIL),
+        ),
         steps=STEPS,
-        numbers=numbers.summarise(maps),
-        figures=[
-            {
-                "file": str(p.file.relative_to(out)),
-                "title": p.title,
-                "caption": p.caption,
-                "section": p.section,
-            }
-            for p in pictures
-        ],
-        nodes=[
-            {"name": "tv", "wall_seconds": 75.2, "peak_memory_mb": 2048.0, "status": "done"},
-            {"name": "romeo", "wall_seconds": None, "peak_memory_mb": None, "status": "not run"},
-        ],
+        numbers=tuple(numbers.summarise(maps)),
+        figures=tuple(
+            Figure(str(p.file.relative_to(out)), p.title, p.caption, p.section) for p in pictures
+        ),
+        nodes=(NodeRun("tv", "done", 75.2, 2048.0), NodeRun("romeo", "not run")),
     )
     write(
         out,
         "sub-02_MEGRE",
         "02",
         status="refused",
-        findings=[
-            {"level": "error", "check": "echo times", "message": "EchoTime is 12: give seconds"}
-        ],
+        findings=(Finding("error", "echo times", "EchoTime is 12: give seconds"),),
     )
-    write(
-        out,
-        "sub-03_run-1_MEGRE",
-        "03",
-        status="failed",
-        errors=[{"node": "romeo", "message": "no seed", "crash_file": "/out/logs/crash-1.txt"}],
-    )
-    write(out, "sub-03_run-2_MEGRE", "03", status="planned")
-    for subject in ("01", "02", "03"):
-        build_subject(out, subject)
-    build_index(out)
-    boilerplate.write_boilerplate(out)
+    failure = Failure("romeo", "no seed", "/out/logs/crash-1.txt")
+    write(out, "sub-03_run-1_MEGRE", "03", status="failed", failures=(failure,))
+    write(out, "sub-03_run-2_MEGRE", "03", status="started")
+    build(out)
     return out
 
 
@@ -600,7 +598,7 @@ def test_a_refused_acquisition_says_what_to_do(output: Path) -> None:
 
 def test_a_failed_acquisition_names_node_and_crash_file(output: Path) -> None:
     page = Page(output / "sub-03.html")
-    for words in ("Failed", "romeo", "no seed", "/out/logs/crash-1.txt", "Not run"):
+    for words in ("Failed", "romeo", "no seed", "/out/logs/crash-1.txt", "Not finished"):
         assert words in page.text
 
 
@@ -614,34 +612,129 @@ def test_the_index_links_every_subject_with_its_status(output: Path) -> None:
 
 def test_the_same_records_give_the_same_page(output: Path) -> None:
     before = {name: (output / f"{name}.html").read_bytes() for name in PAGES}
-    for subject in ("01", "sub-02", "03"):
-        build_subject(output, subject)
-    build_index(output)
+    build(output)
     assert before == {name: (output / f"{name}.html").read_bytes() for name in PAGES}
 
 
 def test_what_is_missing_or_broken_does_not_stop_the_report(tmp_path: Path) -> None:
-    (tmp_path / "logs/acquisitions").mkdir(parents=True)
-    assert "no record" in Page(build_index(tmp_path)).text
-    (tmp_path / "logs/acquisitions/sub-04_MEGRE.json").write_text('{"name": "sub-04')
-    missing = {"file": "sub-05/figures/gone.png", "title": "Gone", "section": "Phase"}
+    assert "no record" in Page(build_index(tmp_path, records.read(tmp_path))).text
+    records.write_run(tmp_path, RUN)
+    folder = records.log_folder(tmp_path, RUN.id) / "acquisitions"
+    folder.mkdir()
+    (folder / "sub-04_MEGRE.json").write_text('{"name": "sub-04')
     write(
         tmp_path,
         "sub-05_MEGRE",
         "05",
-        figures=[missing],
-        numbers=[{"label": "Echoes", "value": None, "unit": ""}],
-        steps=[{"stage": "future", "method": "new", "convergence": {"converged": True}}],
-        nodes=[{"name": "x"}],
+        figures=(Figure("sub-05/figures/gone.png", "Gone", section="Phase"),),
+        numbers=(Number("Echoes", None),),
+        steps=(Step("future", "new", convergence=Convergence(converged=True, iterations=3)),),
+        nodes=(NodeRun("x", "not run"),),
     )
-    (tmp_path / "logs/acquisitions/sub-06_MEGRE.json").write_text("{}")
-    broken = Page(build_subject(tmp_path, "04")).text
+    (folder / "sub-06_MEGRE.json").write_text("{}")
+    write(tmp_path, "sub-07_MEGRE", "07", run="another")
+    book = records.read(tmp_path)
+    broken = Page(build_subject(tmp_path, "04", book)).text
     assert "run this acquisition again" in broken
     assert "passed" not in broken, "what was never checked has not passed"
-    assert "Picture missing" in Page(build_subject(tmp_path, "05")).text
-    assert "Not run" in Page(build_subject(tmp_path, "06")).text
-    assert "holds no record" in Page(build_subject(tmp_path, "99")).text
-    assert "sub-04" in Page(build_index(tmp_path)).text
+    assert "Picture missing" in Page(build_subject(tmp_path, "05", book)).text
+    assert "it has no format" in Page(build_subject(tmp_path, "06", book)).text
+    assert "another/run.json is missing" in Page(build_subject(tmp_path, "07", book)).text
+    assert "holds no record" in Page(build_subject(tmp_path, "99", book)).text
+    assert "sub-04" in Page(build_index(tmp_path, book)).text
+
+
+def later(**changes: Any) -> Run:
+    """A second run, of the day after."""
+    moments = {
+        "started": datetime(2025, 11, 21, 9, 0, 0, tzinfo=UTC),
+        "finished": datetime(2025, 11, 21, 9, 9, 9, tzinfo=UTC),
+    }
+    return replace(RUN, id="20251121-090000_two", **(moments | changes))
+
+
+def test_a_later_run_changes_nothing_in_the_pages_of_an_earlier_one(tmp_path: Path) -> None:
+    records.write_run(tmp_path, RUN)
+    write(tmp_path, "sub-01", "01", steps=STEPS)
+    build(tmp_path)
+    before = (tmp_path / "sub-01.html").read_bytes()
+    other = later(
+        command="qsmpipe in out participant --reference none",
+        settings={"reference": "none"},
+        versions={"qsmpipe": "0.2.0"},
+    )
+    records.write_run(tmp_path, other)
+    write(tmp_path, "sub-02", "02", run=other.id, steps=STEPS)
+    build(tmp_path)
+    assert (tmp_path / "sub-01.html").read_bytes() == before
+    text = Page(tmp_path / "sub-02.html").text
+    assert "qsmpipe 0.2.0" in text
+    assert "not referenced" in text
+    index = Page(tmp_path / "index.html").text
+    for words in ("2 subjects, 2 acquisitions", RUN.command, other.command, "2025-11-20 10:11:12"):
+        assert words in index
+    methods = (tmp_path / "logs/CITATION.md").read_text()
+    first, second = methods.split("# Parameters")[0].split("**sub-02**")
+    assert "**sub-01**" in first
+    assert "qsmpipe 0.1.0" in first
+    assert "relative to the mean over the whole brain" in first
+    assert "qsmpipe 0.2.0" in second
+    assert "not referenced" in second
+
+
+def test_each_acquisition_of_a_page_tells_of_its_own_run(tmp_path: Path) -> None:
+    records.write_run(tmp_path, RUN)
+    other = later(command="qsmpipe in out participant --session-label 2")
+    records.write_run(tmp_path, other)
+    write(tmp_path, "sub-01_ses-1", "01", steps=STEPS)
+    write(tmp_path, "sub-01_ses-2", "01", run=other.id, steps=STEPS)
+    build(tmp_path)
+    page = Page(tmp_path / "sub-01.html")
+    assert f"Run {RUN.id} sub-01_ses-1 {RUN.command}" in page.text
+    assert f"Run {other.id} sub-01_ses-2 {other.command}" in page.text
+    links = [str(link["href"]) for link in page.of("a")]
+    assert links.index(f"#{RUN.id}") < links.index(f"#{other.id}")
+    assert {RUN.id, other.id} <= set(page.ids)
+    assert page.text.count("2 acquisitions of 1 participant were processed") == 1
+
+
+def test_maps_of_an_earlier_run_are_told_of_with_that_run(tmp_path: Path) -> None:
+    """The later run refused the acquisition: the maps that lie there are not its."""
+    records.write_run(tmp_path, RUN)
+    write(tmp_path, "sub-01", "01", steps=STEPS, numbers=(Number("Echoes", 5),))
+    other = later()
+    records.write_run(tmp_path, other)
+    maps = Earlier(("sub-01/anat/sub-01_Chimap.nii.gz", "b", "c"), RUN.finished, RUN.id)
+    finding = Finding("error", "echo times", "EchoTime is 12: give seconds")
+    write(
+        tmp_path, "sub-01", "01", run=other.id, status="refused", findings=(finding,),
+        earlier=(maps,),
+    )  # fmt: skip
+    build(tmp_path)
+    page = Page(tmp_path / "sub-01.html")
+    said = (
+        "3 maps of an earlier run stay, though this run refused the acquisition: "
+        "sub-01/anat/sub-01_Chimap.nii.gz and 2 more, written 2025-11-20 10:30:40 by run "
+        f"{RUN.id}; delete or move them unless wanted"
+    )
+    assert said in page.text
+    refused, earlier = page.text.split("The maps in this folder are of this run")
+    assert "Refused by the input check" in refused
+    assert "lambda 0.00025" not in refused
+    assert "lambda 0.00025" in earlier
+    assert {"sub-01", "sub-01-earlier"} <= set(page.ids)
+    index = Page(tmp_path / "index.html").text
+    assert "1 refused by the input check" in index
+    assert "1 subject, 1 acquisition" in index
+
+
+def test_a_stopped_run_says_so(tmp_path: Path) -> None:
+    records.write_run(tmp_path, replace(RUN, stopped_by="SIGTERM"))
+    write(tmp_path, "sub-01", "01", status="interrupted")
+    build(tmp_path)
+    page = Page(tmp_path / "sub-01.html").text
+    assert "The run was stopped by SIGTERM before this acquisition was done" in page
+    assert "Stopped before it was done" in Page(tmp_path / "index.html").text
 
 
 def test_pages_are_built_without_torch_nipype_and_matplotlib() -> None:
@@ -670,10 +763,8 @@ def test_every_method_has_its_references(stage: str, name: str) -> None:
 def test_every_method_has_a_sentence_with_and_without_parameters(stage: str, name: str) -> None:
     row = METHODS[stage][name]
     placeholders = re.findall(r"\{(\w+)", row.text)
-    full = boilerplate.sentence(
-        {"stage": stage, "method": name, "parameters": dict.fromkeys(placeholders, 1.25)}
-    )
-    bare = boilerplate.sentence({"stage": stage, "method": name})
+    full = boilerplate.sentence(Step(stage, name, dict.fromkeys(placeholders, 1.25)))
+    bare = boilerplate.sentence(Step(stage, name))
     for text in (full, bare):
         assert "{" not in text
         assert "()" not in text
@@ -728,15 +819,15 @@ def test_the_methods_text_says_what_was_done_and_cites_it(output: Path) -> None:
 
 
 def test_acquisitions_that_were_processed_alike_share_a_paragraph() -> None:
-    def record(name: str, method: str) -> dict[str, Any]:
-        steps = [{"stage": "inversion", "method": method, "parameters": {}}]
-        return {"name": name, "subject": "01", "steps": steps}
+    def record(name: str, method: str, run: str = "first") -> Record:
+        return Record(name, "01", run, steps=(Step("inversion", method),))
 
-    text = boilerplate.methods_text([record("a", "tkd"), record("b", "rts"), record("c", "tkd")])
+    alike = [record("a", "tkd"), record("b", "rts"), record("c", "tkd", "second")]
+    text = boilerplate.methods_text(alike, {})
     assert "**a, c.**" in text
     assert "**b.**" in text
     assert text.count("thresholded k-space division") == 1
-    assert boilerplate.methods_text([]) == "No acquisition was processed."
+    assert boilerplate.methods_text([], {}) == "No acquisition was processed."
 
 
 @pytest.mark.parametrize(
@@ -749,11 +840,10 @@ def test_acquisitions_that_were_processed_alike_share_a_paragraph() -> None:
     ],
 )
 def test_the_reference_is_always_stated(reference: str, words: str) -> None:
-    record = {"name": "a", "subject": "01", "steps": STEPS, "numbers": [
-        {"label": records.REFERENCE, "value": 0.002, "unit": "ppm"},
-        {"label": records.CHI_MEAN, "value": -0.01, "unit": "ppm"}]}  # fmt: skip
-    run = {"settings": {"reference": reference}}
-    assert words in boilerplate.methods_text([record], run)
+    found = (Number(labels.REFERENCE, 0.002, "ppm"), Number(labels.CHI_MEAN, -0.01, "ppm"))
+    run = replace(RUN, settings={"reference": reference})
+    record = Record("a", "01", run.id, steps=STEPS, numbers=found)
+    assert words in boilerplate.methods_text([record], {run.id: run})
     rows = {row["name"]: row["value"] for row in boilerplate.checklist(record, run)}
     assert words in rows["Referencing"]
     region = "Reference region relative to the whole brain"

@@ -3,19 +3,10 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 from qsmpipe.bids import Acquisition, together
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that the check found."""
-
-    level: Literal["error", "warning", "note"]
-    check: str
-    message: str
-    """File, value, remedy."""
+from qsmpipe.records import Finding
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from qsmpipe.cli.errors import Exit, RunError
 from qsmpipe.cli.parser import parse
+from qsmpipe.cli.signals import Stopped
 
 SUBCOMMANDS = {
     "simulate": "qsmpipe.cli.simulate",
@@ -29,6 +30,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RunError as failure:
         print(f"qsmpipe: {failure}", file=sys.stderr)
         return int(failure.code)
+    except Stopped as stop:
+        print(f"qsmpipe: {stop}; run the same command again to resume", file=sys.stderr)
+        return stop.code
     except KeyboardInterrupt:
         print("qsmpipe: interrupted; run the same command again to resume", file=sys.stderr)
         return int(Exit.INTERRUPTED)

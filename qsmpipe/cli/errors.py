@@ -19,7 +19,11 @@ class Exit(IntEnum):
     UNAVAILABLE = 69
     """A package that the command needs is not installed."""
     CANNOT_CREATE = 73
+    IO_ERROR = 74
+    """The disk filled up, or could no longer be written to, while the run went on."""
+    HUNG_UP = 129
     INTERRUPTED = 130
+    TERMINATED = 143
 
 
 class RunError(Exception):

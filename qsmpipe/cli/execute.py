@@ -5,6 +5,7 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,32 +16,231 @@ import nipype
 from nipype.pipeline.engine import Node, Workflow
 from nipype.utils.filemanip import loadpkl
 
+from qsmpipe import records
 from qsmpipe.checks import Examination, head_name, heads
 from qsmpipe.cli.errors import Exit, RunError
 from qsmpipe.cli.logs import log_to
-from qsmpipe.cli.plugin import ProcessPerNode
+from qsmpipe.cli.plugin import ProcessPerNode, crash_folder
 from qsmpipe.cli.progress import RunProgress, is_plumbing, label
+from qsmpipe.cli.signals import Stopped
 from qsmpipe.interfaces.lease import visible_devices
+from qsmpipe.records import Failure, NodeRun, Record
 from qsmpipe.settings import Settings
-from qsmpipe.workflows.base import head_workflow, init_run_wf
+from qsmpipe.workflows.base import head_workflow, init_acquisition_wf, init_run_wf
 from qsmpipe.workflows.stage import take_gpus
-
-Record = dict[str, Any]
 
 ON_THIS_HOST = ("Linear", "MultiProc", "LegacyMultiProc")
 """Nipype's plugins that hand no node to another host."""
 
+ENDED_EARLY = (
+    "the run ended before this acquisition was done: the same command goes on from where it ended"
+)
+MISSES = "an acquisition that it needs was not done"
 
-def execute(
+logger = logging.getLogger("qsmpipe")
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a graph's run came to its end."""
+
+    ended: Collection[str]
+    """Full names of the nodes that are done, computed or cached."""
+    stopped: Stopped | None = None
+    """What ended the run before its time."""
+    error: Exception | None = None
+    """What Nipype raised."""
+
+
+@dataclass(frozen=True)
+class _Crash:
+    node: str
+    """Full name."""
+    message: str
+    file: str
+    stopped: bool
+    """Whether the node was told to end, by a signal."""
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A graph that can be run."""
+
+    workflow: Workflow
+    workflow_names: Mapping[str, str]
+    """Name of each acquisition, and of each head, to the name of its workflow."""
+    unbuilt: Mapping[str, str]
+    """Name of each acquisition that is not in the graph to the reason."""
+    use_gpu: bool
+    plugin: tuple[str, dict[str, Any]] | None
+    """Name and arguments of the plugin that the user chose."""
+
+
+def prepare(
     examinations: Sequence[Examination],
     settings: Settings,
     given: Mapping[str, Mapping[str, Path]],
-    records: Mapping[str, Record],
     *,
     log_file: Path,
     verbose: int = 0,
-) -> None:
-    """Build the graph and run it; complete each acquisition's record."""
+) -> Graph:
+    """Build the graph of the acquisitions that passed the input check.
+
+    Parameters
+    ----------
+    examinations
+        Acquisitions that passed the input check.
+    settings
+        The run's choices.
+    given
+        Acquisition name to ``mask`` and ``region`` files of the user.
+    log_file
+        What Nipype and the nodes say goes there, crash files beside it.
+    verbose
+        Above 0: say more.
+
+    Raises
+    ------
+    RunError
+        If no acquisition's graph can be built, or the plugin or device is wrong.
+    """
+    _configure(log_file, settings, verbose=verbose)
+    # Acquisitions side by side use processors better than threads of one node do.
+    threads = settings.omp_nthreads or max(1, min(_processors(settings) // len(examinations), 8))
+    plugin = _plugin(settings)
+    use_gpu = _use_gpu(settings.device, here=plugin is None or plugin[0] in ON_THIS_HOST)
+    workflow, unbuilt = build(examinations, settings, given, threads=threads, use_gpu=use_gpu)
+    if workflow is None:
+        raise RunError(Exit.USAGE, "; ".join(dict.fromkeys(unbuilt.values())))
+    names = _workflow_names(examinations, settings)
+    return Graph(workflow, names, unbuilt, use_gpu, plugin)
+
+
+def execute(graph: Graph, settings: Settings, *, log_file: Path) -> Ending:
+    """Run the graph.
+
+    Parameters
+    ----------
+    graph
+        As :func:`prepare` gives it.
+    settings
+        The run's choices.
+    log_file
+        As for :func:`prepare`.
+    """
+    counts = {name: len(own) for name, own in _nodes(graph.workflow).items()}
+    with RunProgress(counts) as progress:
+        runner = _runner(graph, settings, log_file, progress)
+        try:
+            graph.workflow.run(**runner)
+        except Stopped as stop:
+            return Ending(progress.ended, stopped=stop)
+        except Exception as error:
+            # Nipype raises the first node's error at the end; each one stands in its crash file.
+            logging.getLogger("nipype.workflow").error("%s", error)
+            return Ending(progress.ended, error=error)
+    return Ending(progress.ended)
+
+
+def complete(
+    graph: Graph,
+    ending: Ending,
+    started: Mapping[str, Record],
+    settings: Settings,
+    *,
+    log_file: Path,
+) -> dict[str, Record]:
+    """Complete the record of each acquisition that should run.
+
+    Parameters
+    ----------
+    graph
+        As :func:`prepare` gives it.
+    ending
+        As :func:`execute` gives it.
+    started
+        Acquisition name to its record so far.
+    settings
+        The run's choices.
+    log_file
+        As for :func:`prepare`.
+    """
+    nodes = _nodes(graph.workflow)
+    crashes = _crashes(log_file.parent, crash_folder(settings.work_dir, log_file.parent))
+    ended = {
+        name: replace(started[name], status="failed", failures=(Failure("graph", reason),))
+        for name, reason in graph.unbuilt.items()
+    }
+    for name, workflow_name in graph.workflow_names.items():
+        if name in graph.unbuilt:
+            continue
+        own = [crash for crash in crashes if workflow_name in crash.node.split(".")]
+        why = MISSES if name.endswith("_desc-cosmos") else ENDED_EARLY
+        if ending.error and not crashes:
+            why = f"{ENDED_EARLY} ({ending.error})"
+        try:
+            ended[name] = _completed(started[name], nodes[workflow_name], own, ending, why)
+        except Exception as error:  # of one acquisition: the others shall have their records
+            logger.exception("%s: its results cannot be read", name)
+            failure = Failure("record", f"its results cannot be read: {error!r}")
+            ended[name] = replace(started[name], status="failed", failures=(failure,))
+    return ended
+
+
+def build(
+    examinations: Sequence[Examination],
+    settings: Settings,
+    given: Mapping[str, Mapping[str, Path]],
+    *,
+    threads: int = 1,
+    use_gpu: bool = False,
+) -> tuple[Workflow | None, dict[str, str]]:
+    """Build the graph of all acquisitions whose graph can be built.
+
+    Returns
+    -------
+    workflow : Workflow or None
+        None if there is no acquisition left.
+    unbuilt : dict
+        Name of each other acquisition to the reason.
+    """
+    chosen: dict[str, Any] = {"threads": threads, "use_gpu": use_gpu}
+    unbuilt: dict[str, str] = {}
+    try:
+        workflow = init_run_wf(examinations, settings, given, **chosen)
+    except Exception as error:
+        for examination in examinations:
+            name = examination.acquisition.name
+            try:
+                init_acquisition_wf(examination, settings, given.get(name, {}), **chosen)
+            except Exception as own:
+                unbuilt[name] = _told(own)
+        rest = [e for e in examinations if e.acquisition.name not in unbuilt]
+        if not unbuilt or not rest:
+            return None, unbuilt or {e.acquisition.name: _told(error) for e in examinations}
+        workflow, more = build(rest, settings, given, **chosen)
+        return workflow, unbuilt | more
+    take_gpus(workflow)  # not all factories make their nodes by stage_wf
+    return workflow, unbuilt
+
+
+def _told(error: Exception) -> str:
+    """Say what was raised; a ``ValueError`` is written for the user, others are a fault here."""
+    if isinstance(error, ValueError):
+        return str(error)
+    logger.exception("a graph cannot be built")
+    return f"{type(error).__name__}: {error} (traceback in the log)"
+
+
+def _workflow_names(examinations: Sequence[Examination], settings: Settings) -> dict[str, str]:
+    """Name of each acquisition, and of each head, to the name of its workflow."""
+    names = {e.acquisition.name: f"{e.acquisition.node_name}_wf" for e in examinations}
+    joined = heads(examinations) if settings.methods("cosmos") else []
+    return names | {head_name(e): head_workflow(e) for e in joined if not e.errors}
+
+
+def _configure(log_file: Path, settings: Settings, *, verbose: int) -> None:
+    """Send what Nipype and the nodes say to the log file, and tell Nipype how to run."""
     log_to(log_file, ["nipype", "py.warnings"], verbose=verbose)
     for name in ("nipype.workflow", "nipype.interface", "nipype.utils"):
         logging.getLogger(name).handlers = []
@@ -57,38 +257,6 @@ def execute(
             }
         }
     )
-    processors = settings.nprocs or len(os.sched_getaffinity(0))
-    # Acquisitions side by side use processors better than threads of one node do.
-    threads = settings.omp_nthreads or max(1, min(processors // len(examinations), 8))
-    plugin = _plugin(settings)
-    use_gpu = _use_gpu(settings.device, here=plugin is None or plugin[0] in ON_THIS_HOST)
-    try:
-        workflow = init_run_wf(examinations, settings, given, threads=threads, use_gpu=use_gpu)
-    except ValueError as error:
-        raise RunError(Exit.USAGE, str(error)) from error
-    take_gpus(workflow)  # not all factories make their nodes by stage_wf
-    nodes = _nodes(workflow)
-    with RunProgress({name: len(own) for name, own in nodes.items()}) as progress:
-        runner = _runner(settings, processors, log_file, progress, use_gpu=use_gpu)
-        try:
-            workflow.run(**runner)
-        except Exception as error:
-            # Nipype raises the first node's error at the end; each one stands in its crash file.
-            logging.getLogger("nipype.workflow").error("%s", error)
-    crashes = _crashes(log_file.parent)
-    for examination in examinations:
-        acquisition = examination.acquisition
-        name = f"{acquisition.node_name}_wf"
-        own = {node: crash for node, crash in crashes.items() if name in node.split(".")}
-        _complete(records[acquisition.name], nodes[name], own, ended=progress.ended)
-    for head in heads(examinations) if settings.methods("cosmos") else []:
-        if not head.errors:
-            name = head_workflow(head)
-            own = {node: crash for node, crash in crashes.items() if name in node.split(".")}
-            record = records[head_name(head)]
-            _complete(record, nodes[name], own, ended=progress.ended)
-            if record["status"] == "failed" and not own:
-                record["errors"][0]["message"] = "an acquisition that it needs was not done"
 
 
 def _use_gpu(device: str, *, here: bool = True) -> bool:
@@ -106,30 +274,28 @@ def _use_gpu(device: str, *, here: bool = True) -> bool:
     return found
 
 
+def _processors(settings: Settings) -> int:
+    return settings.nprocs or len(os.sched_getaffinity(0))
+
+
 def _runner(
-    settings: Settings,
-    processors: int,
-    log_file: Path,
-    progress: RunProgress,
-    *,
-    use_gpu: bool = False,
+    graph: Graph, settings: Settings, log_file: Path, progress: RunProgress
 ) -> dict[str, Any]:
     """Keyword arguments of ``Workflow.run``."""
     arguments: dict[str, Any] = {
-        "n_procs": processors,
+        "n_procs": _processors(settings),
         "raise_insufficient": False,
         "status_callback": progress,
         "log_file": str(log_file),
     }
     if settings.mem_gb:
         arguments["memory_gb"] = settings.mem_gb
-    if use_gpu:
+    if graph.use_gpu:
         # Nipype would count what this run may not use as well, and 0 sets no bound at all.
         arguments["n_gpu_procs"] = max(1, len(visible_devices()))
-    chosen = _plugin(settings)
-    if chosen is None:
+    if graph.plugin is None:
         return {"plugin": ProcessPerNode(arguments)}
-    plugin, own = chosen
+    plugin, own = graph.plugin
     del arguments["log_file"]
     return {"plugin": plugin, "plugin_args": arguments | own}
 
@@ -168,13 +334,14 @@ def _nodes(workflow: Workflow) -> dict[str, list[Node]]:
     return nodes
 
 
-def _crashes(folder: Path) -> dict[str, tuple[str, str]]:
-    """Node to the last line of its traceback and its crash file."""
-    crashes = {}
-    for path in sorted(folder.glob("crash-*.txt")):
+def _crashes(*folders: Path) -> list[_Crash]:
+    """Read which nodes crashed, and the last line of their tracebacks."""
+    crashes = []
+    for path in (path for folder in folders for path in sorted(folder.glob("crash-*.txt"))):
         text = path.read_text(errors="replace")
         if name := re.search(r"^Node: (\S+)", text, re.MULTILINE):
-            crashes[name[1]] = _cause(text), str(path)
+            stopped = "stopped by SIG" in text or "killed by SIGTERM" in text
+            crashes.append(_Crash(name[1], _cause(text), str(path), stopped))
     return crashes
 
 
@@ -186,52 +353,41 @@ def _cause(text: str) -> str:
     return message if kind in ("ValueError", "RuntimeError") and message else f"{kind}: {message}"
 
 
-def _complete(
-    record: Record,
-    nodes: Sequence[Node],
-    crashes: Mapping[str, tuple[str, str]],
-    *,
-    ended: Collection[str],
-) -> None:
-    """Write into ``record`` what the nodes left behind.
+def _completed(
+    record: Record, nodes: Sequence[Node], crashes: Sequence[_Crash], ending: Ending, why: str
+) -> Record:
+    """Add to ``record`` what the nodes left behind; ``why`` it is not done if nothing crashed.
 
-    A result on disk counts only if its node ``ended`` in this run: an earlier run's may be stale.
+    A result on disk counts only if its node ended in this run: an earlier run's may be stale.
     """
-    for fullname, (message, crash_file) in crashes.items():
-        name = label(fullname.split(".")[3:])
-        record["errors"].append({"node": name, "message": message, "crash_file": crash_file})
+    if ending.stopped:  # a node that was told to end with the run did not fail
+        crashes = [crash for crash in crashes if not crash.stopped]
+    failed = {crash.node for crash in crashes}
+    ran: list[NodeRun] = []
     for node in nodes:
         name = label(node.fullname.split(".")[3:])
         result = Path(node.output_dir()) / f"result_{node.name}.pklz"
-        if node.fullname in crashes or node.fullname not in ended or not result.exists():
-            record["nodes"].append(
-                {
-                    "name": name,
-                    "wall_seconds": None,
-                    "peak_memory_mb": None,
-                    "status": "failed" if node.fullname in crashes else "not run",
-                }
-            )
+        if node.fullname in failed or node.fullname not in ending.ended or not result.exists():
+            ran.append(NodeRun(name, "failed" if node.fullname in failed else "not run"))
             continue
         loaded = loadpkl(result)
         runtime, outputs = loaded.runtime, loaded.outputs
-        record["nodes"].append(
-            {
-                "name": name,
-                "wall_seconds": getattr(runtime, "wall_seconds", runtime.duration),
-                "peak_memory_mb": getattr(runtime, "peak_memory_mb", None),
-                "status": "done",
-            }
-        )
+        seconds = getattr(runtime, "wall_seconds", runtime.duration)
+        ran.append(NodeRun(name, "done", seconds, getattr(runtime, "peak_memory_mb", None)))
         if node.name == "derivatives":
-            record |= {"status": "done", **outputs.record}
-    if record["status"] != "done":
-        record["status"] = "failed"
-        if not record["errors"]:
-            record["errors"].append(
-                {
-                    "node": "run",
-                    "message": "the run ended before this acquisition was done; run it again",
-                    "crash_file": "",
-                }
+            record = replace(
+                record,
+                status="done",
+                steps=records.take(records.Step, outputs.record["steps"]),
+                numbers=records.take(records.Number, outputs.record["numbers"]),
+                figures=records.take(records.Figure, outputs.record["figures"]),
             )
+    failures = tuple(
+        Failure(label(crash.node.split(".")[3:]), crash.message, crash.file) for crash in crashes
+    )
+    record = replace(record, nodes=tuple(ran), failures=failures)
+    if record.status == "done":
+        return record
+    if ending.stopped and not failures:
+        return replace(record, status="interrupted")
+    return replace(record, status="failed", failures=failures or (Failure("run", why),))

@@ -247,7 +247,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--omp-nthreads", type=int, metavar="N", help="threads of one node")
     add("--mem-gb", "--mem", type=_memory, metavar="GB", dest="mem_gb", help="memory in all")
     add("--use-plugin", metavar="YAML", help="a Nipype plugin and its plugin_args")
-    add("--config-file", metavar="TOML", help="settings, as written to logs/config.toml")
+    add("--config-file", metavar="TOML", help="settings, as in logs/RUN/config.toml")
     add("--stop-on-first-crash", action="store_true", default=None)
     add("--dry-run", action="store_true", help="check the input, say what would be done")
     add("--reports-only", action="store_true", help="write the reports of earlier results anew")

@@ -2,21 +2,29 @@
 
 Nipype's own pool waits for ever when a worker is killed, and it forks, which hangs once torch has
 used threads. Here each node runs in a fresh process from a server that has the heavy imports done;
-one that dies ends in an error of that node alone, and its peak memory is its own.
+one that dies ends in an error of that node alone, and its peak memory is its own. A node and what
+it starts are a process group: the group ends with the run, however the run ends.
 """
 
 import contextlib
 import ctypes
 import multiprocessing
 import os
+import select
 import signal
 import sys
+import time
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
-from typing import Any
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
 
 from nipype.pipeline.engine import Node
 from nipype.pipeline.plugins.multiproc import MultiProcPlugin, run_node
+
+from qsmpipe.cli.signals import Stopped
 
 PRELOAD = ["torch", "numba", "nipype.pipeline.engine", "qsmpipe.interfaces.base"]
 
@@ -25,6 +33,13 @@ UNGUARDED = 86
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Parameters of glibc's ``mallopt`` (malloc.h)."""
+
+PR_SET_PDEATHSIG = 1
+"""Option of Linux' ``prctl`` (sys/prctl.h)."""
+
+GRACE = 2.0
+"""Time that nodes have to end by themselves when the run is stopped (s): Docker waits for 10 s
+until it kills, Slurm for 30 s, and the records are not written yet."""
 
 
 def keep_freed_memory() -> None:
@@ -39,7 +54,36 @@ def keep_freed_memory() -> None:
         mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
+def crash_folder(work_dir: str | Path, log_folder: Path) -> Path:
+    """Where crash files go for which a run's log folder has no space."""
+    return Path(work_dir) / "crashes" / log_folder.name
+
+
+def end_with_run(answer: Connection) -> None:
+    """Make this node a process group of its own, which ends when the run does, even if killed.
+
+    ``answer`` leads to the run. Elsewhere than on Linux the group may outlive a killed run.
+    """
+    os.setsid()
+    signal.signal(signal.SIGTERM, _stop)
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)
+    if prctl is None:
+        return
+    # The server ends when nobody holds its pipe: the run alone shall. This node ends with it.
+    os.close(forkserver._forkserver._forkserver_alive_fd)  # type: ignore[attr-defined]
+    prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    poll = select.poll()
+    poll.register(answer, 0)
+    if poll.poll(0):  # nobody reads: the run ended meanwhile
+        os._exit(1)
+
+
+def _stop(number: int, frame: FrameType | None) -> NoReturn:
+    raise Stopped(number)
+
+
 def _work(node: Node, updatehash: bool, log_file: str, answer: Connection) -> None:
+    end_with_run(answer)
     keep_freed_memory()
     log = os.open(log_file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
     os.dup2(log, 1)
@@ -88,6 +132,15 @@ class ProcessPerNode(MultiProcPlugin):
         answer.close()
         process.join()
 
+    def _report_crash(self, node: Node, result: dict[str, Any] | None = None) -> str:
+        """Write a crash file; on a full disk into the work folder, or not at all."""
+        logs = Path(self.plugin_args["log_file"]).parent
+        for folder in (logs, crash_folder(node.base_dir, logs)):
+            node.config["execution"]["crashdump_dir"] = str(folder)
+            with contextlib.suppress(OSError):
+                return str(super()._report_crash(node, result))
+        return ""
+
     def run(self, graph: Any, config: Any, updatehash: bool = False) -> None:
         """Run the graph; whatever ends it, no process stays behind.
 
@@ -100,8 +153,19 @@ class ProcessPerNode(MultiProcPlugin):
         try:
             super().run(graph, config, updatehash)
         finally:
-            for process, _ in self._running.values():
-                process.terminate()
+            self._end_nodes()
+
+    def _end_nodes(self) -> None:
+        """End the groups of all nodes that still run."""
+        processes = [process for process, _ in self._running.values()]
+        for process in processes:
+            _send(process, signal.SIGTERM)
+        deadline = time.monotonic() + GRACE
+        for process in processes:
+            process.join(max(0.0, deadline - time.monotonic()))
+            _send(process, signal.SIGKILL)
+        for process in processes:
+            process.join()
 
     def _check_script(self) -> None:
         process = self._context.Process(target=_nothing, name="a node")
@@ -116,6 +180,16 @@ class ProcessPerNode(MultiProcPlugin):
             raise RuntimeError(msg)
         if process.exitcode:
             raise RuntimeError(_death(process).partition(": ")[2])
+
+
+def _send(process: BaseProcess, number: signal.Signals) -> None:
+    """Send a signal to the group of a node, or to the node while it has no group yet."""
+    if process.pid is None:
+        return
+    for send in (os.killpg, os.kill) if process.is_alive() else (os.killpg,):
+        with contextlib.suppress(ProcessLookupError):
+            send(process.pid, number)
+            return
 
 
 def _nothing() -> None:

@@ -1,34 +1,47 @@
 """One run: find, examine, say or do, report."""
 
+import errno
 import json
 import logging
+import os
+import re
 import sys
-import time
+import traceback
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from qsmpipe import bids, checks, derivatives
+from qsmpipe import bids, checks, derivatives, files, records
 from qsmpipe.bids import Acquisition
-from qsmpipe.checks import Examination, head_name
+from qsmpipe.checks import Examination, Finding, head_name
 from qsmpipe.cli.errors import Exit, RunError
 from qsmpipe.cli.logs import log_to
 from qsmpipe.cli.parser import Request
+from qsmpipe.cli.signals import Stopped, Watch, stoppable
 from qsmpipe.methods import needs_background
+from qsmpipe.records import Logbook, Record, Run
 from qsmpipe.settings import Settings, versions
 
-Record = dict[str, Any]
+DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE,
+                  errno.EACCES, errno.EPERM})  # fmt: skip
+"""What the system answers when a disk is full or can no longer be written to."""
+
+WRITER = "derivatives"
+"""The node that writes into the output folder."""
 
 
-def run(request: Request) -> Exit:
-    """Do what the user asks for.
+def run(request: Request) -> int:
+    """Do what the user asks for, and give the exit code.
 
     Raises
     ------
     RunError
-        If the run cannot start.
+        If the run cannot start, or if the disk gives out.
+    Stopped
+        If a signal ends it before there is anything to report.
     """
     settings = _absolute(request.settings)
     _check_folders(settings)
@@ -37,46 +50,95 @@ def run(request: Request) -> Exit:
     except ValueError as error:
         raise RunError(Exit.USAGE, str(error)) from error
     output = Path(settings.output_dir)
-    if request.reports_only:
-        return _write_reports(output)
+    with stoppable() as watch:
+        if request.reports_only:
+            return _report_anew(output)
+        _validate(settings)
+        acquisitions = _find(settings)
+        examinations, given = _with_given(_examine(acquisitions, settings), settings)
+        heads = checks.heads(examinations) if settings.methods("cosmos") else []
+        if request.dry_run:
+            _say(examinations, settings)
+            _announce_heads(heads)
+            return Exit.OK if any(not e.errors for e in examinations) else Exit.BAD_DATA
+        try:
+            return _process(request, settings, examinations, heads, given, watch)
+        except OSError as error:
+            if error.errno not in DISK:
+                raise
+            where = Path(error.filename or output)
+            raise RunError(Exit.IO_ERROR, _remedy(error.errno, where, settings)) from error
 
-    _validate(settings)
-    acquisitions = _find(settings)
-    examinations, given = _with_given(_examine(acquisitions, settings), settings)
-    heads = checks.heads(examinations) if settings.methods("cosmos") else []
-    if request.dry_run:
-        _say(examinations, settings)
-        _announce_heads(heads)
-        return Exit.OK if any(not e.errors for e in examinations) else Exit.BAD_DATA
 
-    started = time.strftime("%Y%m%d-%H%M%S")
-    identity = f"{started}_{uuid.uuid4()}"
-    _prepare_output(output, settings, identity)
-    log_file = output / "logs" / identity / "qsmpipe.log"
-    log_to(log_file, ["qsmpipe"])
-    records = {e.acquisition.name: _record(e) for e in examinations}
-    records |= {head_name(e): _record(e) | {"name": head_name(e)} for e in heads}
-    run_record: Record = {
-        "command": request.command,
-        "uuid": identity,
-        "versions": versions(),
-        "settings": json.loads(json.dumps(_plain(settings))),
-        "started": started,
-    }
+def _process(
+    request: Request,
+    settings: Settings,
+    examinations: list[Examination],
+    heads: list[Examination],
+    given: dict[str, dict[str, Path]],
+    watch: Watch,
+) -> int:
+    """Run what passed the input check, and leave records and reports of everything."""
+    output = Path(settings.output_dir)
+    started = records.now()
+    this = Run(
+        id=f"{started:%Y%m%d-%H%M%S}_{uuid.uuid4()}",
+        command=request.command,
+        started=started,
+        versions=versions(),
+        settings=_plain(settings),
+    )
+    log_file = _prepare_output(output, settings, this)
+    examined = {e.acquisition.name: e for e in examinations} | {head_name(e): e for e in heads}
+    found = {name: _record(name, examination, this) for name, examination in examined.items()}
     if request.boilerplate_only:
-        return _write_methods_text(output, records, run_record, settings)
+        return _write_methods_text(output, found, this, settings)
 
     _announce(examinations)
     _announce_heads(heads)
+    before = records.read(output)
+    old = {
+        name: derivatives.state(output, e.acquisition, joined=e in heads)
+        for name, e in examined.items()
+    }
     ready = [e for e in examinations if not e.errors]
+    ended, stopped = found, None
     if ready:
-        from qsmpipe.cli.execute import execute
+        from qsmpipe.cli.execute import complete, execute, prepare
 
-        execute(ready, settings, given, records, log_file=log_file, verbose=request.verbose)
-    run_record["finished"] = time.strftime("%Y%m%d-%H%M%S")
-    _write_records(output, records, run_record)
-    _write_reports(output, subjects={e.acquisition.subject for e in examinations})
-    return _conclude(records, output, log_file)
+        graph = prepare(ready, settings, given, log_file=log_file, verbose=request.verbose)
+        _write_records(output, this, found)
+        ending = execute(graph, settings, log_file=log_file)
+        stopped = ending.stopped
+        with watch.held():
+            ended = found | complete(graph, ending, found, settings, log_file=log_file)
+            ended = _finish(output, this, ended, old, before, stopped)
+    else:
+        ended = _finish(output, this, ended, old, before, stopped)
+    unreported = _report(output, this, {e.acquisition.subject for e in examinations})
+    code = _conclude(ended, output, log_file, settings)
+    if stopped:
+        _line(f"{stopped}: the same command goes on from where this run ended")
+        return stopped.code
+    return code or (Exit.FAILURE if unreported else Exit.OK)
+
+
+def _finish(
+    output: Path,
+    this: Run,
+    ended: Mapping[str, Record],
+    old: Mapping[str, derivatives.State],
+    before: Logbook,
+    stopped: Stopped | None,
+) -> dict[str, Record]:
+    """Write the records, in which the maps that earlier runs left are named."""
+    final = {}
+    for name, record in ended.items():
+        left = derivatives.unchanged(output, old[name])
+        final[name] = replace(record, earlier=records.earlier(before, name, left))
+    reason = stopped.name if stopped else ""
+    _write_records(output, replace(this, finished=records.now(), stopped_by=reason), final)
+    return final
 
 
 def _announce(examinations: list[Examination]) -> None:
@@ -96,19 +158,41 @@ def _announce_heads(heads: list[Examination]) -> None:
             _line(f"{head_name(head)}: refused: {finding.message}")
 
 
-def _conclude(records: Mapping[str, Record], output: Path, log_file: Path) -> Exit:
+def _conclude(
+    ended: Mapping[str, Record], output: Path, log_file: Path, settings: Settings
+) -> Exit:
     """Say what failed and where to look, and find the exit code."""
-    for record in records.values():
-        for failed in record["errors"]:
-            crash = f" (crash file {failed['crash_file']})" if failed["crash_file"] else ""
-            _line(f"{record['name']}: failed in {failed['node']}: {failed['message']}{crash}")
-    states = [record["status"] for record in records.values()]
+    for record in ended.values():
+        for failure in record.failures:
+            crash = f" (crash file {failure.crash_file})" if failure.crash_file else ""
+            _line(f"{record.name}: failed in {failure.node}: {failure.message}{crash}")
+        if record.status == "interrupted":
+            _line(f"{record.name}: the run was stopped before this acquisition was done")
+        for earlier in record.earlier:
+            _line(f"{record.name}: {records.said_of(earlier, record)}")
+    states = [record.status for record in ended.values()]
     done = states.count("done")
     _line(f"{done} of {len(states)} acquisitions done; reports: {output / 'index.html'}")
     if done == len(states):
         return Exit.OK
     _line(f"log: {log_file}")
+    full = re.search(
+        r"\[Errno (\d+)\] .*",
+        "\n".join(f.message for r in ended.values() for f in r.failures if f.node == WRITER),
+    )
+    if full and int(full[1]) in DISK:
+        _line(_remedy(int(full[1]), output, settings))
+        return Exit.IO_ERROR
     return Exit.BAD_DATA if states.count("refused") == len(states) else Exit.FAILURE
+
+
+def _remedy(number: int, path: Path, settings: Settings) -> str:
+    """Say what to do about a disk that cannot be written to."""
+    return (
+        f"cannot write to {path}: {os.strerror(number)}; free space or mend the disk, or choose "
+        f"another output folder: what was computed is kept in {settings.work_dir}, and the same "
+        "command goes on from there"
+    )
 
 
 def _line(text: str) -> None:
@@ -157,14 +241,15 @@ def _check_folders(settings: Settings) -> None:
             raise RunError(Exit.NO_INPUT, f"--derivatives {name}={path}: no such folder")
 
 
-def _prepare_output(output: Path, settings: Settings, identity: str) -> None:
+def _prepare_output(output: Path, settings: Settings, this: Run) -> Path:
+    """Make the output folder a derivative dataset, and the run's own folder in it; log there."""
+    own = records.log_folder(output, this.id)
     try:
-        (output / "logs" / identity).mkdir(parents=True)
-        (output / "logs" / identity / "config.toml").write_text(settings.as_toml())
-        (output / "logs" / "acquisitions").mkdir(parents=True, exist_ok=True)
+        files.write(own / "config.toml", settings.as_toml())
         derivatives.write_description(output, Path(settings.bids_dir))
-        (output / "logs" / "config.toml").write_text(settings.as_toml())
         Path(settings.work_dir).mkdir(parents=True, exist_ok=True)
+        log_file = own / "qsmpipe.log"
+        log_to(log_file, ["qsmpipe"])
     except ValueError as error:
         raise RunError(Exit.USAGE, str(error)) from error
     except OSError as error:
@@ -173,6 +258,7 @@ def _prepare_output(output: Path, settings: Settings, identity: str) -> None:
             f"cannot write to {error.filename}: {error.strerror}; choose another output or "
             "--work-dir",
         ) from error
+    return log_file
 
 
 def _validate(settings: Settings) -> None:
@@ -225,15 +311,25 @@ def _find(settings: Settings) -> list[Acquisition]:
 
 
 def _examine(acquisitions: list[Acquisition], settings: Settings) -> list[Examination]:
-    return [
-        checks.examine(
+    return [_examined(acquisition, settings) for acquisition in acquisitions]
+
+
+def _examined(acquisition: Acquisition, settings: Settings) -> Examination:
+    """Examine an acquisition; a fault of the check itself refuses this one alone."""
+    try:
+        return checks.examine(
             acquisition,
             field_strength=settings.b0 or None,
             phase_sign=settings.phase_sign or None,
             b0_direction=settings.b0_direction,
         )
-        for acquisition in acquisitions
-    ]
+    except Exception as error:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        message = (
+            f"the input check itself failed ({type(error).__name__}: {error}, in {last.filename}, "
+            f"line {last.lineno}): this is a fault of qsmpipe, please report it"
+        )
+        return Examination(acquisition, (Finding("error", "input check", message),))
 
 
 def _with_given(
@@ -256,23 +352,15 @@ def _with_given(
     )
 
 
-def _record(examination: Examination) -> Record:
-    acquisition = examination.acquisition
-    return {
-        "name": acquisition.name,
-        "subject": acquisition.subject,
-        "status": "refused" if examination.errors else "planned",
-        "acquisition": examination.summary(),
-        "findings": [
-            {"level": f.level, "check": f.check, "message": f.message}
-            for f in examination.findings
-        ],
-        "steps": [],
-        "numbers": [],
-        "figures": [],
-        "nodes": [],
-        "errors": [],
-    }
+def _record(name: str, examination: Examination, this: Run) -> Record:
+    return Record(
+        name,
+        subject=examination.acquisition.subject,
+        run=this.id,
+        status="refused" if examination.errors else "started",
+        acquisition=examination.summary(),
+        findings=examination.findings,
+    )
 
 
 def _say(examinations: list[Examination], settings: Settings) -> None:
@@ -301,40 +389,80 @@ def _say(examinations: list[Examination], settings: Settings) -> None:
     print(f"  reference: {settings.reference}")
 
 
-def _write_records(output: Path, records: Mapping[str, Record], run_record: Record) -> None:
-    for name, record in records.items():
-        path = output / "logs" / "acquisitions" / f"{name}.json"
-        path.write_text(json.dumps(record, indent=2) + "\n")
-    (output / "logs" / "run.json").write_text(json.dumps(run_record, indent=2) + "\n")
+def _write_records(output: Path, this: Run, ended: Mapping[str, Record]) -> None:
+    records.write_run(output, this)
+    for record in ended.values():
+        records.write_record(output, record)
 
 
 def _write_methods_text(
-    output: Path, records: Mapping[str, Record], run_record: Record, settings: Settings
+    output: Path, found: Mapping[str, Record], this: Run, settings: Settings
 ) -> Exit:
-    """Write the methods text of what would be run."""
+    """Write the methods text of what would be run, into the run's own folder."""
     from qsmpipe.reports.boilerplate import write_boilerplate
 
-    steps = json.loads(json.dumps(settings.resolved(), default=list))
-    for record in records.values():
-        record["steps"] = [step | {"warnings": []} for step in steps]
-    write_boilerplate(output, list(records.values()), run_record)
-    print(f"methods text in {output / 'logs' / 'CITATION.md'}")
+    steps = records.take(records.Step, settings.resolved())
+    planned = [replace(record, steps=steps) for record in found.values()]
+    text, _ = write_boilerplate(records.log_folder(output, this.id), planned, {this.id: this})
+    print(f"methods text in {text}")
     return Exit.OK
 
 
-def _write_reports(output: Path, subjects: set[str] | None = None) -> Exit:
+def _report_anew(output: Path) -> Exit:
+    if not records.read(output).records:
+        raise RunError(Exit.NO_FILES, f"{output}: no results of an earlier run to report on")
+    failed = _report(output)
+    print(f"reports: {output / 'index.html'}")
+    return Exit.FAILURE if failed else Exit.OK
+
+
+def _report(
+    output: Path, this: Run | None = None, subjects: Collection[str] | None = None
+) -> list[str]:
+    """Write the methods text of ``this`` run and the pages of ``subjects``, and all runs' index.
+
+    Without ``this`` and ``subjects`` it is those of all.
+
+    Another run may add its records at the same time: all is written once more until no record
+    has changed since it was read. Whoever writes last has then read everything.
+
+    Returns
+    -------
+    failed : list of str
+        Names of what could not be written.
+    """
     from qsmpipe.reports.boilerplate import write_boilerplate
     from qsmpipe.reports.page import build_index, build_subject
-    from qsmpipe.reports.records import read_records, read_run
 
-    records = read_records(output)
-    if not records:
-        raise RunError(Exit.NO_FILES, f"{output}: no results of an earlier run to report on")
-    write_boilerplate(output, records, read_run(output))
-    for subject in sorted({record["subject"] for record in records}):
-        if subjects is None or subject in subjects:
-            build_subject(output, subject)
-    index = build_index(output)
-    if subjects is None:
-        print(f"reports: {index}")
-    return Exit.OK
+    failed: list[str] = []
+
+    def attempt(name: str, build: Callable[[], object]) -> None:
+        try:
+            build()
+        except OSError as error:
+            if error.errno in DISK:
+                raise
+            complain(name, error)
+        except Exception as error:  # of one page: the others shall be written
+            complain(name, error)
+
+    def complain(name: str, error: Exception) -> None:
+        _line(f"{name}: its report cannot be written: {type(error).__name__}: {error}")
+        logging.getLogger("qsmpipe").error("%s", traceback.format_exc())
+        failed.append(name)
+
+    before = None
+    while before != (now := records.stamp(output)):
+        before, book = now, records.read(output)
+        failed.clear()
+        for run in book.runs_of(book.records) if this is None else [this]:
+            own = [record for record in book.records if record.run == run.id]
+            folder = records.log_folder(output, run.id)
+            attempt(run.id, partial(write_boilerplate, folder, own, book.runs))
+        for subject in sorted({record.subject for record in book.current}):
+            if subjects is None or subject in subjects:
+                attempt(f"sub-{subject}", partial(build_subject, output, subject, book))
+        text = partial(write_boilerplate, output / "logs", book.current, book.runs)
+        attempt("all runs", text)
+        attempt("index", partial(build_index, output, book))
+    return failed

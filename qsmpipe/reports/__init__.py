@@ -2,6 +2,6 @@
 
 :mod:`~qsmpipe.reports.maps` holds the maps of one acquisition, :mod:`~qsmpipe.reports.figures`
 draws them, :mod:`~qsmpipe.reports.numbers` measures them. :mod:`~qsmpipe.reports.page` and
-:mod:`~qsmpipe.reports.boilerplate` read the records that a run leaves in ``logs/``
-(:mod:`~qsmpipe.reports.records`) and need neither images nor Nipype.
+:mod:`~qsmpipe.reports.boilerplate` are made from the records that runs leave in ``logs/``
+(:mod:`qsmpipe.records`) and need neither images nor Nipype.
 """

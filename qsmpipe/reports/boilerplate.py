@@ -9,12 +9,14 @@ import string
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from importlib.resources import files
+from importlib.resources import files as package_files
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from qsmpipe import files
 from qsmpipe.methods import METHODS, needs_background
-from qsmpipe.reports.records import CHI_MEAN, REFERENCE, Record, read_records, read_run
+from qsmpipe.records import Record, Run, Step
+from qsmpipe.reports.labels import CHI_MEAN, REFERENCE
 
 CONSENSUS = "qsmconsensus2024"
 ALWAYS = (
@@ -151,7 +153,7 @@ def _plain(text: str) -> str:
 @cache
 def references() -> dict[str, Reference]:
     """Read ``references.bib``: key to entry."""
-    text = files("qsmpipe.data").joinpath("references.bib").read_text(encoding="utf-8")
+    text = package_files("qsmpipe.data").joinpath("references.bib").read_text(encoding="utf-8")
     found = {}
     for entry in re.finditer(r"^@(\w+)\{([^,\s]+),\n(.*?)^\}$", text, re.M | re.S):
         kind, key, body = entry.groups()
@@ -160,47 +162,57 @@ def references() -> dict[str, Reference]:
     return found
 
 
-def methods_text(records: Sequence[Record], run: Record | None = None) -> str:
-    """Write the methods section of a run.
+def methods_text(records: Sequence[Record], runs: Mapping[str, Run]) -> str:
+    """Write the methods section of one run or of several.
 
     Parameters
     ----------
-    records : sequence of dict
-        Records of acquisitions (:mod:`qsmpipe.reports.records`). Those that were processed alike
-        share a paragraph.
-    run : dict, optional
-        Record of the run.
+    records : sequence of Record
+        What became of the acquisitions. Those that were processed alike share a paragraph,
+        whatever run they are of; runs of other versions, or with another reference, have
+        paragraphs of their own.
+    runs : mapping
+        Name to run, of all that ``records`` name.
 
     Returns
     -------
     text : str
         Markdown with pandoc's citations.
     """
-    run = run or {}
-    if not any(record.get("steps") for record in records):
+    parts = list(_by_software(records, runs))
+    if not parts:
         return "No acquisition was processed."
-    paragraphs = [_opening(records, run)]
-    groups = _alike(records)
-    for sentences, names in groups.items():
-        alone = len(groups) == 1
-        if not alone:
-            paragraphs.append(f"**{', '.join(names)}.**")
-        paragraphs.append(" ".join(sentences))
-    paragraphs.append(_closing(records, run))
+    paragraphs = []
+    for run, own in parts:
+        if len(parts) > 1:
+            paragraphs.append(f"**{', '.join(record.name for record in own)}**")
+        paragraphs.append(_opening(own, run))
+        groups = _alike(own)
+        for sentences, names in groups.items():
+            if len(groups) > 1:
+                paragraphs.append(f"**{', '.join(names)}.**")
+            paragraphs.append(" ".join(sentences))
+        paragraphs.append(_closing(own, run))
     return "\n\n".join(paragraph for paragraph in paragraphs if paragraph)
 
 
-def bibliography(records: Sequence[Record]) -> str:
-    """Collect the BibTeX entries that :func:`methods_text` cites.
+def _by_software(
+    records: Sequence[Record], runs: Mapping[str, Run]
+) -> Iterator[tuple[Run, list[Record]]]:
+    """Group the processed acquisitions of runs that compute, and refer to, the same."""
+    groups: dict[tuple[object, ...], tuple[Run, list[Record]]] = {}
+    for record in records:
+        if record.steps:
+            run = runs.get(record.run, Run(record.run))
+            key = (*run.versions.items(), run.settings.get("reference"))
+            groups.setdefault(key, (run, []))[1].append(record)
+    yield from groups.values()
 
-    Parameters
-    ----------
-    records : sequence of dict
-        Records of acquisitions.
-    """
+
+def bibliography(text: str) -> str:
+    """Collect the BibTeX entries that a text cites."""
     known = references()
-    keys = sorted(set(cited(methods_text(records))) & set(known))
-    return "\n\n".join(known[key].source for key in keys) + "\n"
+    return "\n\n".join(known[key].source for key in sorted(set(cited(text)) & set(known))) + "\n"
 
 
 def cited(text: str) -> list[str]:
@@ -209,35 +221,33 @@ def cited(text: str) -> list[str]:
     return list(dict.fromkeys(key for group in groups for key in re.findall(r"@([\w:-]+)", group)))
 
 
-def checklist(record: Record, run: Record | None = None) -> list[dict[str, str]]:
+def checklist(record: Record, run: Run) -> list[dict[str, str]]:
     """Answer every row of the consensus' Tables 3 to 5 for one acquisition.
 
     Parameters
     ----------
-    record : dict
-        Record of the acquisition.
-    run : dict, optional
-        Record of the run.
+    record : Record
+        What became of the acquisition.
+    run : Run
+        In which run.
 
     Returns
     -------
     rows : list of dict
         ``table``, ``name``, ``level``, ``value``; a value that nobody knows is "not stated".
     """
-    run = run or {}
-    known = record.get("acquisition") or {}
+    known = record.acquisition
     rows = []
     for item in CHECKLIST:
         values = [_united(known, label) for label in item.labels if known.get(label)]
         if item.name.startswith("Echo times"):
             values = values[:1]
         rows.append(_row(item.table, item.name, item.level, "; ".join(values)))
-    versions = run.get("versions") or {}
-    rows.append(_row("Pipeline", "Toolbox and version", "mandatory", _toolbox(versions)))
-    for step in record.get("steps") or []:
-        stage = STAGES.get(str(step.get("stage")), str(step.get("stage")))
+    rows.append(_row("Pipeline", "Toolbox and version", "mandatory", _toolbox(run.versions)))
+    for step in record.steps:
+        stage = STAGES.get(step.stage, step.stage)
         rows.append(_row("Pipeline", f"Algorithm: {stage}", "mandatory", _algorithm(step)))
-    if not record.get("steps"):
+    if not record.steps:
         rows.append(_row("Pipeline", "Algorithms and parameters", "mandatory", ""))
     rows += [
         _row(
@@ -245,7 +255,7 @@ def checklist(record: Record, run: Record | None = None) -> list[dict[str, str]]
             "Resampling, changes to headers",
             "mandatory",
             "local fields resampled to the grid of the first orientation (cubic spline)"
-            if any(step.get("stage") == "cosmos" for step in record.get("steps") or [])
+            if any(step.stage == "cosmos" for step in record.steps)
             else "none: processed on the acquired grid with the B0 direction of its affine",
         ),
         _row("Pipeline", "Referencing", "mandatory", _reference_words(record, run)),
@@ -256,41 +266,40 @@ def checklist(record: Record, run: Record | None = None) -> list[dict[str, str]]
 
 
 def write_boilerplate(
-    out_dir: str | Path, records: Sequence[Record] | None = None, run: Record | None = None
+    folder: str | Path, records: Sequence[Record], runs: Mapping[str, Run]
 ) -> tuple[Path, Path]:
-    """Write ``logs/CITATION.md`` and ``logs/CITATION.bib``.
+    """Write ``CITATION.md`` and ``CITATION.bib`` into ``folder``.
 
     Parameters
     ----------
-    out_dir : path
-        Where the run wrote its results.
-    records, run : optional
-        What :func:`~qsmpipe.reports.records.read_records` and
-        :func:`~qsmpipe.reports.records.read_run` give, which are asked by default.
+    folder : path
+        ``logs``, for all runs together, or the folder of one run in it.
+    records : sequence of Record
+        The acquisitions to tell of.
+    runs : mapping
+        Name to run, of all that ``records`` name.
 
     Returns
     -------
     markdown, bibtex : Path
     """
-    records = read_records(out_dir) if records is None else records
-    run = read_run(out_dir) if run is None else run
-    logs = Path(out_dir) / "logs"
-    logs.mkdir(parents=True, exist_ok=True)
+    methods = methods_text(records, runs)
     text = [
         "# Methods",
         "Written by qsmpipe for use in a paper's methods section (CC0). Citations are keys of "
         "`CITATION.bib`.",
-        methods_text(records, run),
+        methods,
         "# Parameters",
         _parameters(records),
         "# What the consensus asks to report",
-        _tables(records, run),
+        _tables(records, runs),
         "# References",
     ]
-    markdown, bibtex = logs / "CITATION.md", logs / "CITATION.bib"
-    markdown.write_text("\n\n".join(part for part in text if part) + "\n", encoding="utf-8")
-    bibtex.write_text(bibliography(records), encoding="utf-8")
-    return markdown, bibtex
+    markdown = "\n\n".join(part for part in text if part) + "\n"
+    return (
+        files.write(Path(folder) / "CITATION.md", markdown),
+        files.write(Path(folder) / "CITATION.bib", bibliography(methods)),
+    )
 
 
 def value_text(value: Any) -> str:
@@ -308,29 +317,22 @@ def value_text(value: Any) -> str:
     return str(value)
 
 
-def sentence(step: Mapping[str, Any]) -> str:
+def sentence(step: Step) -> str:
     """Say what a step did, with its citations.
 
-    Parameters
-    ----------
-    step : mapping
-        ``stage``, ``method`` and ``parameters`` of a record. A placeholder of the method's text
-        without a parameter takes the words in its brackets along.
+    A placeholder of the method's text without a parameter takes the words in its brackets along.
     """
-    stage, name = str(step.get("stage", "")), str(step.get("method", ""))
-    row = METHODS.get(stage, {}).get(name)
-    parameters = step.get("parameters") or {}
-    if (stage, name) in BESIDE:
-        text, keys = BESIDE[stage, name]
-        return _cite(_fill(text, parameters), keys)
+    row = METHODS.get(step.stage, {}).get(step.method)
+    if (step.stage, step.method) in BESIDE:
+        text, keys = BESIDE[step.stage, step.method]
+        return _cite(_fill(text, step.parameters), keys)
     if row is None:
-        what = STAGES.get(stage, stage)
-        if stage == "reference" or not what:
+        what = STAGES.get(step.stage, step.stage)
+        if step.stage == "reference" or not what:
             return ""
-        details = f" ({_listing(parameters)})" if parameters else ""
-        return f"{what.capitalize()}: {name}{details}."
-    text = _fill(row.text, parameters)
-    return _cite(text, row.cite)
+        details = f" ({_listing(step.parameters)})" if step.parameters else ""
+        return f"{what.capitalize()}: {step.method}{details}."
+    return _cite(_fill(row.text, step.parameters), row.cite)
 
 
 def _cite(text: str, keys: Iterable[str]) -> str:
@@ -363,28 +365,27 @@ def _alike(records: Sequence[Record]) -> dict[tuple[str, ...], list[str]]:
     """Sentences to the names of the acquisitions that they are about."""
     groups: dict[tuple[str, ...], list[str]] = {}
     for record in records:
-        if record.get("steps"):
-            # of two passes, the second does what the first did
-            steps = tuple(filter(None, dict.fromkeys(_sentences(record["steps"]))))
-            acquisition = _acquisition(record)
-            key = ((acquisition,) if acquisition else ()) + steps
-            groups.setdefault(key, []).append(str(record.get("name", "")))
+        # of two passes, the second does what the first did
+        steps = tuple(filter(None, dict.fromkeys(_sentences(record.steps))))
+        acquisition = _acquisition(record)
+        key = ((acquisition,) if acquisition else ()) + steps
+        groups.setdefault(key, []).append(record.name)
     return groups
 
 
-def _sentences(steps: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+def _sentences(steps: Sequence[Step]) -> Iterator[str]:
     """Sentence of each step; a removed background that led to no map is said to be for itself."""
-    inversions = [step["method"] for step in steps if step["stage"] == "inversion"]
+    inversions = [step.method for step in steps if step.stage == "inversion"]
     beside = bool(inversions) and not needs_background(inversions)
     for step in steps:
         text = sentence(step)
-        if beside and step["stage"] == "background":
+        if beside and step.stage == "background":
             text = f"For the local field alone, {text[0].lower()}{text[1:]}"
         yield text
 
 
 def _acquisition(record: Record) -> str:
-    known = record.get("acquisition") or {}
+    known = record.acquisition
 
     def get(label: str) -> str:
         return str(known.get(label) or "")
@@ -410,17 +411,16 @@ def _acquisition(record: Record) -> str:
     return f"{text}: {listed}." if listed else f"{text}."
 
 
-def _opening(records: Sequence[Record], run: Record) -> str:
-    versions = run.get("versions") or {}
+def _opening(records: Sequence[Record], run: Run) -> str:
+    versions = run.versions
 
     def numbered(name: str, package: str) -> str:
         return f"{name} {versions[package]}" if versions.get(package) else name
 
-    mapped = [record for record in records if record.get("steps")]
-    people = len({record.get("subject") for record in mapped})
-    count = f"{len(mapped)} acquisition{'s' * (len(mapped) != 1)} of {people} participant"
-    about = f"{count}{'s' * (people != 1)}" if mapped else "Data"
-    verb = "was" if len(mapped) == 1 else "were"
+    people = len({record.subject for record in records})
+    count = f"{len(records)} acquisition{'s' * (len(records) != 1)} of {people} participant"
+    about = f"{count}{'s' * (people != 1)}"
+    verb = "was" if len(records) == 1 else "were"
     return (
         f"{about} {verb} processed with {numbered('qsmpipe', 'qsmpipe')}, a BIDS App "
         f"[@gorgolewski2017; @gorgolewski2016] built on {numbered('Nipype', 'nipype')} "
@@ -433,8 +433,8 @@ def _opening(records: Sequence[Record], run: Record) -> str:
     )
 
 
-def _closing(records: Sequence[Record], run: Record) -> str:
-    words = dict.fromkeys(_reference_words(r, run, value=False) for r in records if r.get("steps"))
+def _closing(records: Sequence[Record], run: Run) -> str:
+    words = dict.fromkeys(_reference_words(record, run, value=False) for record in records)
     said = " ".join(f"{word[0].upper()}{word[1:]}." for word in words if word != UNSTATED)
     return (
         f"{said} Processing is reported as recommended by the consensus of the ISMRM "
@@ -442,17 +442,16 @@ def _closing(records: Sequence[Record], run: Record) -> str:
     ).strip()
 
 
-def _reference_words(record: Record, run: Record, *, value: bool = True) -> str:
-    """Say what susceptibility is relative to; "" if nobody knows."""
-    settings = run.get("settings") or {}
-    steps = [step for step in record.get("steps") or [] if step.get("stage") == "reference"]
-    choice = str(settings.get("reference") or (steps[-1].get("method") if steps else "") or "")
+def _reference_words(record: Record, run: Run, *, value: bool = True) -> str:
+    """Say what susceptibility is relative to."""
+    steps = [step for step in record.steps if step.stage == "reference"]
+    choice = str(run.settings.get("reference") or (steps[-1].method if steps else ""))
     kind, _, label = choice.partition(":")
-    if not kind or not record.get("steps"):
+    if not kind or not record.steps:
         return UNSTATED
     if kind == "none":
         return "susceptibility is in ppm, not referenced to a region"
-    parameters = steps[-1].get("parameters") or {} if steps else {}
+    parameters = steps[-1].parameters if steps else {}
     limit = parameters.get("threshold") or label
     region = (
         "the mean over the cerebrospinal fluid of the ventricles"
@@ -469,13 +468,13 @@ def _reference_words(record: Record, run: Record, *, value: bool = True) -> str:
     return text
 
 
-def _region_row(record: Record, run: Record) -> list[dict[str, str]]:
+def _region_row(record: Record, run: Run) -> list[dict[str, str]]:
     """Relate a reference region to the whole brain, as Table 5 wants it."""
-    if not str((run.get("settings") or {}).get("reference", "")).startswith(("region", "csf")):
+    if not str(run.settings.get("reference", "")).startswith(("region", "csf")):
         return []
     mean = _value(record, CHI_MEAN)
-    steps = [step for step in record.get("steps") or [] if step.get("stage") == "reference"]
-    spread = (steps[-1].get("parameters") or {}).get("deviation") if steps else None
+    steps = [step for step in record.steps if step.stage == "reference"]
+    spread = steps[-1].parameters.get("deviation") if steps else None
     shown = f"SD {spread:.4g} ppm" if isinstance(spread, float) else "SD not stated"
     words = f"mean {-mean:+.4g} ppm, {shown}" if mean is not None else ""
     return [_row("Pipeline", "Reference region relative to the whole brain", "mandatory", words)]
@@ -483,9 +482,9 @@ def _region_row(record: Record, run: Record) -> list[dict[str, str]]:
 
 def _value(record: Record, label: str) -> float | None:
     """Look up a key number."""
-    for number in record.get("numbers") or []:
-        if number.get("label") == label and isinstance(number.get("value"), int | float):
-            return float(number["value"])
+    for number in record.numbers:
+        if number.label == label and isinstance(number.value, int | float):
+            return float(number.value)
     return None
 
 
@@ -511,39 +510,39 @@ def _listing(parameters: Mapping[str, Any]) -> str:
     )
 
 
-def _algorithm(step: Mapping[str, Any]) -> str:
-    listed = _listing(step.get("parameters") or {})
-    return f"{step.get('method')}{': ' + listed if listed else ''}"
+def _algorithm(step: Step) -> str:
+    listed = _listing(step.parameters)
+    return f"{step.method}{': ' + listed if listed else ''}"
 
 
 def _parameters(records: Sequence[Record]) -> str:
     """List every parameter, defaults included, once for acquisitions that share them."""
     groups: dict[str, list[str]] = {}
     for record in records:
-        lines = [
-            f"- {STAGES.get(str(step.get('stage')), step.get('stage'))}: {_algorithm(step)}"
-            for step in record.get("steps") or []
-        ]
+        lines = [f"- {STAGES.get(s.stage, s.stage)}: {_algorithm(s)}" for s in record.steps]
         if lines:
-            groups.setdefault("\n".join(lines), []).append(str(record.get("name", "")))
-    if len(groups) == 1:
-        return next(iter(groups))
-    return "\n\n".join(f"{', '.join(names)}:\n\n{lines}" for lines, names in groups.items())
+            groups.setdefault("\n".join(lines), []).append(record.name)
+    return _headed(groups)
 
 
-def _tables(records: Sequence[Record], run: Record) -> str:
+def _tables(records: Sequence[Record], runs: Mapping[str, Run]) -> str:
     """Write Tables 3 to 5, once for acquisitions with the same answers."""
     groups: dict[str, list[str]] = {}
     for record in records:
-        if not record.get("steps"):
+        if not record.steps:
             continue
-        rows = checklist(record, run)
+        rows = checklist(record, runs.get(record.run, Run(record.run)))
         lines = ["| table | row | level | value |", "|---|---|---|---|"]
         lines += [
             f"| {row['table']} | {row['name']} | {row['level']} | {_cell(row['value'])} |"
             for row in rows
         ]
-        groups.setdefault("\n".join(lines), []).append(str(record.get("name", "")))
+        groups.setdefault("\n".join(lines), []).append(record.name)
+    return _headed(groups)
+
+
+def _headed(groups: Mapping[str, Sequence[str]]) -> str:
+    """Join texts; with several, each behind the acquisitions that it is about."""
     if len(groups) == 1:
         return next(iter(groups))
     return "\n\n".join(f"{', '.join(names)}:\n\n{lines}" for lines, names in groups.items())

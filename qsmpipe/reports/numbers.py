@@ -1,13 +1,11 @@
 """Key numbers of one acquisition: volumes, spreads, and what betrays a bad map."""
 
-from typing import Any, TypeAlias
-
 import numpy as np
 from scipy import ndimage
 
 from qsmpipe.numerics.units import GAMMA
-from qsmpipe.reports.maps import Maps
-from qsmpipe.reports.records import (
+from qsmpipe.records import Number
+from qsmpipe.reports.labels import (
     BRAIN_VOLUME,
     CHI_MEAN,
     CHI_SD,
@@ -21,9 +19,7 @@ from qsmpipe.reports.records import (
     R2STAR,
     REFERENCE,
 )
-
-Number: TypeAlias = dict[str, Any]
-"""``label``, ``value`` (a number, two for a range, None where there is none) and ``unit``."""
+from qsmpipe.reports.maps import Maps
 
 EDGE_WIDTH = 3.0
 """Thickness of the mask's outer shell (mm)."""
@@ -39,7 +35,7 @@ def summarise(maps: Maps) -> list[Number]:
 
     Returns
     -------
-    numbers : list of dict
+    numbers : list of Number
         In the order in which a report shows them.
     """
     return [
@@ -158,9 +154,9 @@ def background_left(total: np.ndarray, local: np.ndarray, mask: np.ndarray) -> f
     return slope / (1 + slope) if slope > -1 else float("nan")
 
 
-def _number(label: str, value: Any, unit: str = "") -> Number:
-    known = None if isinstance(value, float) and not np.isfinite(value) else value
-    return {"label": label, "value": known, "unit": unit}
+def _number(label: str, value: float | tuple[float, ...], unit: str = "") -> Number:
+    known = isinstance(value, tuple) or np.isfinite(value)
+    return Number(label, value if known else None, unit)
 
 
 def _inside(values: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -210,7 +206,7 @@ def _field(maps: Maps, field: np.ndarray | None, name: str) -> list[Number]:
         numbers += [
             _number(f"{name}, median", float(median * scale), unit),
             _number(f"{name}, SD", float(values.std() * scale), unit),
-            _number(f"{name}, 1 to 99 %", [float(low * scale), float(high * scale)], unit),
+            _number(f"{name}, 1 to 99 %", (float(low * scale), float(high * scale)), unit),
         ]
     return numbers
 
@@ -256,8 +252,8 @@ def _susceptibility(maps: Maps) -> list[Number]:
             _number(CHI_MEAN, float(values.mean()), "ppm"),
             _number(CHI_SD, float(values.std()), "ppm"),
             _number("Susceptibility, median", p50, "ppm"),
-            _number("Susceptibility, 5 to 95 %", [p5, p95], "ppm"),
-            _number("Susceptibility, 1 to 99 %", [p1, p99], "ppm"),
+            _number("Susceptibility, 5 to 95 %", (p5, p95), "ppm"),
+            _number("Susceptibility, 1 to 99 %", (p1, p99), "ppm"),
             _number(EXTREME, float(100 * np.mean(np.abs(values) > 1)), "%"),
             _number("Voxels not finite", int(maps.mask.sum() - values.size), "voxels"),
         ]
@@ -272,5 +268,5 @@ def _relaxation(maps: Maps) -> list[Number]:
     p5, median, p95 = (float(v) for v in np.percentile(values, (5, 50, 95)))
     return [
         _number(R2STAR, median, "1/s"),
-        _number("R2*, 5 to 95 %", [p5, p95], "1/s"),
+        _number("R2*, 5 to 95 %", (p5, p95), "1/s"),
     ]

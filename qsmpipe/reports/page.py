@@ -1,19 +1,21 @@
-"""One self-contained HTML page per subject, and an index; made from a run's records alone."""
+"""One self-contained HTML page per subject, and an index; made from the runs' records alone."""
 
 import base64
 import math
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime
-from importlib.resources import files
+from importlib.resources import files as package_files
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup, escape
 
+from qsmpipe import files
 from qsmpipe.methods import METHODS
+from qsmpipe.records import Figure, Logbook, NodeRun, Number, Record, Run, Step, said_of
 from qsmpipe.reports.boilerplate import (
     STAGES,
     checklist,
@@ -23,14 +25,7 @@ from qsmpipe.reports.boilerplate import (
     settings_text,
     value_text,
 )
-from qsmpipe.reports.records import (
-    COMPARED,
-    HEADLINES,
-    INDEXED,
-    Record,
-    read_records,
-    read_run,
-)
+from qsmpipe.reports.labels import COMPARED, HEADLINES, INDEXED
 
 SECTIONS = (
     "Susceptibility", "Susceptibility weighting", "Magnitude and masks", "Field", "Phase",
@@ -40,32 +35,28 @@ SECTIONS = (
 
 LEVELS = ("error", "warning", "note")
 
-STATUS = {
-    "done": "Done",
-    "failed": "Failed",
-    "refused": "Refused",
-    "planned": "Not run",
-}
-
 VERDICTS = {
     "ok": "Done",
     "warning": "Done, with warnings",
     "error": "Failed",
     "refused": "Refused by the input check",
-    "planned": "Not run",
+    "interrupted": "Stopped before it was done",
+    "started": "Not finished",
 }
 """What heads an acquisition."""
 
 
-def build_subject(out_dir: str | Path, subject: str) -> Path:
+def build_subject(out_dir: str | Path, subject: str, book: Logbook) -> Path:
     """Write ``<out_dir>/sub-<subject>.html``.
 
     Parameters
     ----------
     out_dir : path
-        Where the run wrote its results and records.
+        Where the runs wrote their results.
     subject : str
         Label, with or without ``sub-``.
+    book : Logbook
+        The records of all runs (:func:`qsmpipe.records.read`).
 
     Returns
     -------
@@ -73,74 +64,78 @@ def build_subject(out_dir: str | Path, subject: str) -> Path:
         The page; it needs no other file and no network.
     """
     out_dir, subject = Path(out_dir), subject.removeprefix("sub-")
-    run = read_run(out_dir)
-    records = read_records(out_dir, subject)
-    text = methods_text(records, run)
+    records = book.shown(subject)
+    text = methods_text(records, book.runs)
     keys = cited(text)
-    page = out_dir / f"sub-{subject}.html"
+    runs = book.runs_of(records)
     html = _environment().get_template("report.html.jinja").render(
         title=f"sub-{subject}",
+        made=_made(runs),
         subject=subject,
-        acquisitions=[_acquisition(r, run, out_dir, place) for place, r in enumerate(records, 1)],
-        run=_run(run),
+        acquisitions=[
+            _acquisition(record, book, out_dir, place) for place, record in enumerate(records, 1)
+        ],
+        runs=[_run(run, records) for run in runs],
         methods=_paragraphs(text, keys),
         bibliography=[references()[key] for key in keys if key in references()],
     )  # fmt: skip
-    page.write_text(html, encoding="utf-8")
-    return page
+    return files.write(out_dir / f"sub-{subject}.html", html)
 
 
-def build_index(out_dir: str | Path) -> Path:
+def build_index(out_dir: str | Path, book: Logbook) -> Path:
     """Write ``<out_dir>/index.html``, which links the subjects' pages.
 
     Parameters
     ----------
     out_dir : path
-        Where the run wrote its results, records and pages.
+        Where the runs wrote their results and pages.
+    book : Logbook
+        The records of all runs (:func:`qsmpipe.records.read`).
 
     Returns
     -------
     page : Path
     """
     out_dir = Path(out_dir)
-    run = read_run(out_dir)
-    rows = []
-    for record in read_records(out_dir):
-        own = f"sub-{record['subject']}.html"
+    rows: list[dict[str, Any]] = []
+    for record in book.current:
+        own = f"sub-{record.subject}.html"
+        messages = _messages(record)
         rows.append(
             {
-                "name": record["name"],
-                "subject": record["subject"],
+                "name": record.name,
+                "subject": record.subject,
                 "page": own if (out_dir / own).is_file() else "",
-                "anchor": _anchor(record["name"]),
+                "anchor": _anchor(record.name),
                 "verdict": _verdict(record),
-                "warnings": sum(m["level"] == "warning" for m in _messages(record)),
-                "errors": sum(m["level"] == "error" for m in _messages(record)),
+                "warnings": sum(m["level"] == "warning" for m in messages),
+                "errors": sum(m["level"] == "error" for m in messages),
                 "numbers": {number["label"]: number["text"] for number in _numbers(record)},
-                "seconds": sum(_finite(node.get("wall_seconds")) for node in record["nodes"]),
+                "seconds": sum(_finite(node.wall_seconds) for node in record.nodes),
             }
         )
     labels = [label for label in INDEXED if any(label in row["numbers"] for row in rows)]
     verdicts = [row["verdict"] for row in rows]
-    page = out_dir / "index.html"
+    runs = book.runs_of(book.current)
     html = _environment().get_template("index.html.jinja").render(
         title="All subjects",
+        made=_made(runs),
         rows=rows,
         labels=labels,
         counts=[(key, VERDICTS[key], verdicts.count(key)) for key in VERDICTS if key in verdicts],
         subjects=len({row["subject"] for row in rows}),
-        run=_run(run),
+        runs=[_run(run, book.current) for run in runs],
     )  # fmt: skip
-    page.write_text(html, encoding="utf-8")
-    return page
+    return files.write(out_dir / "index.html", html)
 
 
 def _environment() -> Environment:
-    loader = FileSystemLoader(str(files("qsmpipe.data")))
+    loader = FileSystemLoader(str(package_files("qsmpipe.data")))
     environment = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {
         "duration": _duration,
         "memory": _memory,
+        "moment": _moment,
         "value": value_text,
         "setting": settings_text,
     }
@@ -148,37 +143,48 @@ def _environment() -> Environment:
     return environment
 
 
-def _acquisition(record: Record, run: Record, out_dir: Path, place: int) -> dict[str, Any]:
+def _acquisition(record: Record, book: Logbook, out_dir: Path, place: int) -> dict[str, Any]:
+    run = book.runs[record.run]
     messages = _messages(record)
-    pictures = [_picture(figure, out_dir) for figure in record["figures"]]
-    nodes = [node | {"seconds": _finite(node.get("wall_seconds"))} for node in record["nodes"]]
-    longest = max([node["seconds"] for node in nodes], default=0) or 1
+    longest = max([_finite(node.wall_seconds) for node in record.nodes], default=0) or 1
     numbers = _numbers(record)
+    is_current = record in book.current
     return {
-        "name": record["name"],
+        "name": record.name,
         "id": f"a{place}",
-        "anchor": _anchor(record["name"]),
+        "anchor": _anchor(record.name) + ("" if is_current else "-earlier"),
+        "is_current": is_current,
+        "run": run,
         "verdict": _verdict(record),
         "messages": {level: [m for m in messages if m["level"] == level] for level in LEVELS},
-        "facts": record["acquisition"],
-        "findings": record["findings"],
+        "facts": record.acquisition,
+        "findings": record.findings,
         "headlines": [n for label in HEADLINES for n in numbers if n["label"] == label],
         "numbers": numbers,
-        "sections": _sections(pictures),
-        "steps": [_step(step) for step in record["steps"]],
-        "nodes": [node | {"share": round(100 * node["seconds"] / longest)} for node in nodes],
-        "seconds": sum(node["seconds"] for node in nodes),
-        "peak": max([_finite(node.get("peak_memory_mb")) for node in nodes], default=0),
-        "errors": record["errors"],
+        "sections": _sections([_picture(figure, out_dir) for figure in record.figures]),
+        "steps": [_step(step) for step in record.steps],
+        "nodes": [_node(node, longest) for node in record.nodes],
+        "seconds": sum(_finite(node.wall_seconds) for node in record.nodes),
+        "peak": max([_finite(node.peak_memory_mb) for node in record.nodes], default=0),
         "checklist": checklist(record, run),
+    }
+
+
+def _node(node: NodeRun, longest: float) -> dict[str, Any]:
+    return {
+        "name": node.name,
+        "status": node.status,
+        "seconds": node.wall_seconds,
+        "share": round(100 * _finite(node.wall_seconds) / longest),
+        "memory": node.peak_memory_mb,
     }
 
 
 def _numbers(record: Record) -> list[dict[str, str]]:
     """Key numbers as text; a number in two units is one row."""
     rows: dict[str, list[str]] = {}
-    for number in record["numbers"]:
-        rows.setdefault(str(number.get("label", "")), []).append(_quantity(number))
+    for number in record.numbers:
+        rows.setdefault(number.label, []).append(_quantity(number))
     return [
         {
             "label": label,
@@ -193,55 +199,43 @@ def _numbers(record: Record) -> list[dict[str, str]]:
 def _messages(record: Record) -> list[dict[str, str]]:
     """Everything that a reader must know, errors first."""
     messages = [
-        {
-            "level": "error",
-            "where": str(error.get("node") or "run"),
-            "text": str(error.get("message", "")),
-            "crash_file": str(error.get("crash_file") or ""),
-        }
-        for error in record["errors"]
+        {"level": "error", "where": f.node, "text": f.message, "crash_file": f.crash_file}
+        for f in record.failures
     ]
+    messages += [{"level": f.level, "where": f.check, "text": f.message} for f in record.findings]
     messages += [
-        {
-            "level": str(finding.get("level", "note")),
-            "where": str(finding.get("check", "")),
-            "text": str(finding.get("message", "")),
-        }
-        for finding in record["findings"]
+        {"level": "warning", "where": "earlier run", "text": said_of(earlier, record)}
+        for earlier in record.earlier
     ]
-    for step in record["steps"]:
-        warnings = [str(warning) for warning in step.get("warnings") or []]
-        convergence = step.get("convergence")
-        if convergence and not convergence.get("converged") and not warnings:
-            warnings = [f"stopped after {convergence.get('iterations')} iterations, not converged"]
-        messages += [
-            {"level": "warning", "where": f"{step.get('stage')} ({step.get('method')})", "text": w}
-            for w in warnings
-        ]
-    order = {level: place for place, level in enumerate(LEVELS)}
-    return sorted(messages, key=lambda message: order.get(message["level"], len(order)))
+    for step in record.steps:
+        warnings = list(step.warnings)
+        if step.convergence and not step.convergence.converged and not warnings:
+            count = step.convergence.iterations
+            warnings = [f"stopped after {count} iterations, not converged"]
+        where = f"{step.stage} ({step.method})"
+        messages += [{"level": "warning", "where": where, "text": text} for text in warnings]
+    return sorted(messages, key=lambda message: LEVELS.index(message["level"]))
 
 
 def _verdict(record: Record) -> str:
-    levels = {message["level"] for message in _messages(record)}
-    if record["status"] == "done":
+    if record.status == "done":
+        levels = {message["level"] for message in _messages(record)}
         return "warning" if levels & {"error", "warning"} else "ok"
-    return {"refused": "refused", "planned": "planned"}.get(record["status"], "error")
+    return "error" if record.status == "failed" else record.status
 
 
-def _picture(figure: Mapping[str, Any], out_dir: Path) -> dict[str, Any]:
-    path = out_dir / str(figure.get("file", ""))
+def _picture(figure: Figure, out_dir: Path) -> dict[str, Any]:
+    path = out_dir / figure.file
     try:
         data = path.read_bytes()
     except OSError:
         data = b""
     width, height = _png_size(data)
-    title = str(figure.get("title") or path.stem)
     return {
-        "title": title,
-        "caption": str(figure.get("caption", "")),
-        "section": str(figure.get("section") or "Pictures"),
-        "file": str(figure.get("file", "")),
+        "title": figure.title or path.stem,
+        "caption": figure.caption,
+        "section": figure.section or "Pictures",
+        "file": figure.file,
         "source": Markup(f"data:image/png;base64,{base64.b64encode(data).decode()}")
         if width
         else "",
@@ -278,51 +272,52 @@ def _sections(pictures: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return sections
 
 
-def _step(step: Mapping[str, Any]) -> dict[str, Any]:
-    stage, method = str(step.get("stage", "")), str(step.get("method", ""))
-    row = METHODS.get(stage, {}).get(method)
-    convergence = step.get("convergence") or None
+def _step(step: Step) -> dict[str, Any]:
+    row = METHODS.get(step.stage, {}).get(step.method)
+    convergence = step.convergence
     words = ""
     if convergence:
-        words = f"{convergence.get('iterations')} iterations"
-        if convergence.get("change") is not None:
-            change, tolerance = convergence["change"], convergence.get("tolerance")
-            words += f", change {change:.2g}"
-            words += f" (stops below {tolerance:.2g})" if tolerance is not None else ""
+        words = f"{convergence.iterations} iterations"
+        if convergence.change is not None:
+            words += f", change {convergence.change:.2g}"
+            if convergence.tolerance is not None:
+                words += f" (stops below {convergence.tolerance:.2g})"
     return {
-        "stage": STAGES.get(stage, stage),
-        "method": method,
+        "stage": STAGES.get(step.stage, step.stage),
+        "method": step.method,
         "summary": row.summary if row else "",
         "parameters": {
-            name.removesuffix("_"): value_text(value)
-            for name, value in (step.get("parameters") or {}).items()
+            name.removesuffix("_"): value_text(value) for name, value in step.parameters.items()
         },
-        "converged": convergence.get("converged") if convergence else None,
+        "converged": convergence.converged if convergence else None,
         "convergence": words,
-        "warnings": step.get("warnings") or [],
     }
 
 
-def _run(run: Record) -> dict[str, Any]:
-    settings = run.get("settings") or {}
-    command = run.get("command") or ""
+def _run(run: Run, records: Sequence[Record]) -> dict[str, Any]:
+    """Tell of a run, and which of ``records`` are its."""
+    own = [record.name for record in records if record.run == run.id]
+    shown = {name: x for name, x in run.settings.items() if x not in ("", [], {}, None)}
     return {
-        "command": " ".join(map(str, command)) if isinstance(command, list) else str(command),
-        "versions": run.get("versions") or {},
-        "settings": {
-            name: value for name, value in settings.items() if value not in ("", [], {}, None)
-        },
-        "started": _moment(run.get("started")),
-        "finished": _moment(run.get("finished")),
+        "run": run,
+        "names": own if len(own) < len(records) else [],
+        "count": len(own),
+        "settings": shown,
     }
 
 
-def _moment(stamp: Any) -> str:
-    """Date and time for a reader, of ``YYYYmmdd-HHMMSS``; anything else as it is."""
-    try:
-        return datetime.strptime(str(stamp), "%Y%m%d-%H%M%S").strftime("%Y-%m-%d %H:%M:%S")
-    except ValueError:
-        return str(stamp or "")
+def _made(runs: Sequence[Run]) -> dict[str, str]:
+    """Say by which version and when a page's results were made."""
+    versions = dict.fromkeys(v for run in runs if (v := run.versions.get("qsmpipe")))
+    moments = [moment for run in runs if (moment := run.finished or run.started)]
+    return {
+        "versions": ", ".join(versions),
+        "moment": _moment(max(moments)) if moments else "",
+    }
+
+
+def _moment(moment: datetime | None) -> str:
+    return moment.strftime("%Y-%m-%d %H:%M:%S") if moment else ""
 
 
 def _paragraphs(text: str, keys: Sequence[str]) -> list[Markup]:
@@ -345,19 +340,14 @@ def _paragraphs(text: str, keys: Sequence[str]) -> list[Markup]:
     return paragraphs
 
 
-def _quantity(number: Mapping[str, Any]) -> str:
-    value = number.get("value")
-    values = value if isinstance(value, list | tuple) else [value]
-    text = " to ".join(_figure(v) for v in values)
-    unit = str(number.get("unit") or "")
-    return f"{text} {unit}".strip()
+def _quantity(number: Number) -> str:
+    values = number.value if isinstance(number.value, tuple) else (number.value,)
+    return f"{' to '.join(map(_figure, values))} {number.unit}".strip()
 
 
-def _figure(value: Any) -> str:
+def _figure(value: float | None) -> str:
     """Write a number with four figures, thousands apart, minus as a minus."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return "unknown" if value is None else str(value)
-    if isinstance(value, float) and not math.isfinite(value):
+    if value is None or not math.isfinite(value):
         return "unknown"
     if isinstance(value, int) or (value == round(value) and abs(value) < 1e6):
         text = f"{value:,.0f}"
@@ -371,8 +361,8 @@ def _figure(value: Any) -> str:
     return text.replace(",", "\N{NARROW NO-BREAK SPACE}").replace("-", "\N{MINUS SIGN}")
 
 
-def _finite(value: Any) -> float:
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else 0.0
+def _finite(value: float | None) -> float:
+    return value if value is not None and math.isfinite(value) else 0.0
 
 
 def _duration(seconds: float | None) -> str:
