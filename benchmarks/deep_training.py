@@ -24,11 +24,11 @@ from torch import Tensor
 
 from qsmpipe import images
 from qsmpipe.cli.train import TrainingProgress
-from qsmpipe.nets.tables import from_table, merged
 from qsmpipe.nets.training.dataset import Samples
 from qsmpipe.nets.training.heads import LabelMap, Purpose, load_heads
 from qsmpipe.nets.training.recipe import Data, Recipe, read_recipe
 from qsmpipe.nets.training.trainer import BEST, LAST, Trainer
+from qsmpipe.tables import from_table, merged
 
 CONFIGURATIONS = Path(__file__).parent / "training"
 UNSEEN = 24

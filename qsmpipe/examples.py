@@ -8,15 +8,15 @@ stand in it. The same recipe gives the same bytes.
 import json
 import math
 import sys
-import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+from annotated_types import Ge, Gt, MinLen
 from torch import Tensor
 
 from qsmpipe import __version__, images
@@ -32,6 +32,7 @@ from qsmpipe.numerics.simulate.analytic import HEAD_BOX, TISSUES, head
 from qsmpipe.numerics.simulate.signal import Window
 from qsmpipe.numerics.units import GAMMA, hz_per_ppm
 from qsmpipe.placement import b0_direction
+from qsmpipe.tables import Options, from_table, read_table
 
 FOLDER = Path(__file__).parent / "data" / "examples"
 
@@ -43,7 +44,8 @@ BIDS_VERSION = "1.10.0"
 PEAK = 1500
 """Largest magnitude of the first echo, as stored; 12 bits hold 4095."""
 
-Row = TypeVar("Row")
+Count = Annotated[int, Gt(0)]
+Positive = Annotated[float, Gt(0)]
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class HeadRecipe:
     """Turn of the head about the scanner's x, y and z (degrees)."""
     lesions: bool = False
     """Whether it has a calcification and microbleeds."""
-    texture: float = 0.006
+    texture: Annotated[float, Ge(0)] = 0.006
     """How much the susceptibility varies within a tissue (ppm, standard deviation)."""
     seed: int = 0
 
@@ -63,8 +65,8 @@ class HeadRecipe:
 class GridRecipe:
     """``[grid]``: what is acquired."""
 
-    shape: tuple[int, int, int]
-    zooms: tuple[float, float, float]
+    shape: tuple[Count, Count, Count]
+    zooms: tuple[Positive, Positive, Positive]
     """Voxel size (mm)."""
     angles: tuple[float, float, float] = (0.0, 0.0, 0.0)
     """Turn of the slices about the scanner's x, y and z (degrees)."""
@@ -72,7 +74,7 @@ class GridRecipe:
     """Scanner coordinates of the grid's middle (mm)."""
     flip: tuple[bool, bool, bool] = (False, False, False)
     """Axes that run the other way: (true, false, false) is LAS."""
-    factor: int = 2
+    factor: Count = 2
     """How much finer the head is simulated."""
 
     @property
@@ -89,11 +91,11 @@ class GridRecipe:
 class ScanRecipe:
     """``[scan]``: field, echoes, coil and noise."""
 
-    imaging_frequency: float
+    imaging_frequency: Positive
     """In MHz; the field strength follows."""
-    echo_times: tuple[float, ...]
+    echo_times: Annotated[tuple[Positive, ...], MinLen(1)]
     """In s."""
-    snr: float = 60.0
+    snr: Positive = 60.0
     """Brain's mean magnitude in the first echo over the standard deviation of the noise."""
     coil_phase: float = 1.5
     """Phase offset of all echoes (rad)."""
@@ -103,22 +105,30 @@ class ScanRecipe:
 class Acquisition:
     """``[[acquisitions]]``: one set of files; all of a recipe show the same head."""
 
-    subject: str
-    stored: str
+    subject: Annotated[str, MinLen(1)]
+    stored: Literal["siemens", "radians", "complex"]
     """``siemens`` (12-bit integers), ``radians`` (floats) or ``complex`` (real and imaginary)."""
-    suffix: str = "MEGRE"
+    suffix: Annotated[str, MinLen(1)] = "MEGRE"
     session: str = ""
     run: str = ""
     seed: int = 0
     """Of the noise."""
-    digits: int = 1
+    digits: Count = 1
     """Digits of the echo's index."""
     conjugate: bool = False
     """Whether the phase runs backwards, as on GE."""
     alternating: bool = False
     """Whether every second slice has its sign changed, as on GE."""
-    metadata: Mapping[str, Any] = field(default_factory=dict)
+    metadata: Options = field(default_factory=dict)
     """Added to the sidecars."""
+
+    def __post_init__(self) -> None:
+        for name in ("subject", "session", "run"):
+            label = getattr(self, name)
+            if label and not (label.isascii() and label.isalnum()):
+                raise ValueError(
+                    f"{name} is {label!r}: a label of BIDS has letters and digits alone"
+                )
 
     @property
     def prefix(self) -> str:
@@ -137,67 +147,28 @@ class Acquisition:
         return Path(f"sub-{self.subject}") / session
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """A whole dataset."""
 
     name: str
     text: str
     """What the README says."""
-    head: HeadRecipe
+    head: HeadRecipe = HeadRecipe()
     grid: GridRecipe
     scan: ScanRecipe
-    acquisitions: tuple[Acquisition, ...]
-    metadata: Mapping[str, Any] = field(default_factory=dict)
+    acquisitions: Annotated[tuple[Acquisition, ...], MinLen(1)]
+    metadata: Options = field(default_factory=dict)
     """Goes into all sidecars."""
-    extension: str = ".nii.gz"
+    extension: Literal[".nii.gz", ".nii"] = ".nii.gz"
     inherit: bool = False
     """Whether common metadata stand once, at the top and in the subject's folder."""
 
-    @classmethod
-    def from_mapping(cls, table: Mapping[str, Any]) -> "Recipe":
-        """Make a recipe of the tables of a TOML file.
-
-        Raises
-        ------
-        ValueError
-            If a key is unknown or missing.
-        """
-        rest = dict(table)
-        parts = {
-            "head": _row(HeadRecipe, rest.pop("head", {}), "[head]"),
-            "grid": _row(GridRecipe, rest.pop("grid", {}), "[grid]"),
-            "scan": _row(ScanRecipe, rest.pop("scan", {}), "[scan]"),
-            "acquisitions": tuple(
-                _row(Acquisition, row, "[[acquisitions]]") for row in rest.pop("acquisitions", ())
-            ),
-        }
-        recipe = _row(cls, {**rest, **parts}, "recipe")
-        if not recipe.acquisitions:
-            msg = "the recipe has no [[acquisitions]]: nothing would be written"
-            raise ValueError(msg)
-        for acquisition in recipe.acquisitions:
-            if acquisition.stored not in STORED:
-                msg = f"stored = {acquisition.stored!r} is none of {', '.join(STORED)}"
-                raise ValueError(msg)
-            if acquisition.suffix != "MEGRE" and len(recipe.scan.echo_times) > 1:
+    def __post_init__(self) -> None:
+        for acquisition in self.acquisitions:
+            if acquisition.suffix != "MEGRE" and len(self.scan.echo_times) > 1:
                 msg = f"{acquisition.suffix} holds one echo, [scan] has several: use MEGRE"
                 raise ValueError(msg)
-        return recipe
-
-
-def _row(kind: type[Row], table: Mapping[str, Any], where: str) -> Row:
-    known = {item.name for item in fields(kind)}  # type: ignore[arg-type]
-    unknown = sorted(set(table) - known)
-    if unknown:
-        msg = f"{where} knows no {', '.join(unknown)}: it may hold {', '.join(sorted(known))}"
-        raise ValueError(msg)
-    values = {key: tuple(v) if isinstance(v, list) else v for key, v in table.items()}
-    try:
-        return kind(**values)
-    except TypeError as error:
-        msg = f"{where} is not complete: {error}"
-        raise ValueError(msg) from error
 
 
 def rotation(angles: Sequence[float]) -> np.ndarray:
@@ -222,17 +193,12 @@ def load(recipe: str | Path | Mapping[str, Any]) -> Recipe:
         If there is no such recipe, or it cannot be read.
     """
     if isinstance(recipe, Mapping):
-        return Recipe.from_mapping(recipe)
+        return from_table(Recipe, recipe, "the recipe")
     path = FOLDER / f"{recipe}.toml" if str(recipe) in RECIPES else Path(recipe)
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError:
-        msg = f"no recipe {recipe!r}: choose from {', '.join(RECIPES)}, or give a TOML file"
-        raise ValueError(msg) from None
-    except tomllib.TOMLDecodeError as error:
-        msg = f"{path}: not valid TOML ({error})"
-        raise ValueError(msg) from error
-    return Recipe.from_mapping(table)
+    if not path.exists():
+        msg = f"no recipe {str(recipe)!r}: choose from {', '.join(RECIPES)}, or give a TOML file"
+        raise ValueError(msg)
+    return from_table(Recipe, read_table(path), str(path))
 
 
 def write(recipe: str | Path | Mapping[str, Any], out_dir: str | Path) -> Path:

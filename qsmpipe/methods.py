@@ -5,6 +5,7 @@ and a row here. The command line, the workflow factories, the methods text, the 
 every method owes and the benchmarks read this table.
 """
 
+import ast
 import importlib
 import inspect
 import re
@@ -13,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
+from itertools import pairwise
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -494,10 +496,14 @@ GIVEN = "given"
 """Name of the user's own mask in an expression."""
 
 
+SIGNS: dict[type[ast.operator], str] = {ast.BitAnd: "&", ast.BitOr: "|"}
+
+
 def mask_steps(expression: str) -> tuple[str, ...]:
     """Read a mask expression into the order of work: each sign stands after its two masks.
 
-    ``&`` (in both) comes before ``|`` (in either), as in Python; brackets before both.
+    Python's own grammar decides: ``&`` (in both) comes before ``|`` (in either), brackets before
+    both.
 
     >>> mask_steps("bet & quality"), mask_steps("given & (quality | threshold)")
     (('bet', 'quality', '&'), ('given', 'quality', 'threshold', '|', '&'))
@@ -505,47 +511,89 @@ def mask_steps(expression: str) -> tuple[str, ...]:
     Raises
     ------
     ValueError
-        If a name, a sign or a bracket is missing, or a name is no mask method or stands twice.
+        If a name, a sign or a bracket is missing, or a name is no mask method or stands twice; it
+        names the place.
     """
-    words = re.findall(r"[&|()]|[^&|()\s]+", expression)
+    words = [(word[0], word.start() + 1) for word in re.finditer(r"[&|()]|[^&|()\s]+", expression)]
+    names = _mask_names(expression, words)
+    # The grammar sees an identifier for each name, whatever letters the name has.
+    plain = " ".join(f"m{names.index(word)}" if word in names else word for word, _ in words)
+    try:
+        tree = ast.parse(plain, mode="eval").body
+    except (SyntaxError, MemoryError, RecursionError) as error:
+        brackets = plain.count("(") != plain.count(")") or ")" in plain.partition("(")[0]
+        what = "a bracket is missing its partner" if brackets else f"cannot be read ({error})"
+        raise ValueError(f"mask {expression!r}: {what}") from error
 
-    def wrong(what: str) -> ValueError:
-        return ValueError(f"mask {expression!r}: {what}")
+    def steps(node: ast.expr) -> tuple[str, ...]:
+        if isinstance(node, ast.BinOp):
+            return (*steps(node.left), *steps(node.right), SIGNS[type(node.op)])
+        assert isinstance(node, ast.Name)
+        return (names[int(node.id[1:])],)
 
-    names = [word for word in words if word not in "&|()"]
-    for name in names:
-        if names.count(name) > 1:
-            raise wrong(f"{name} stands there twice; once is enough")
-        if name != GIVEN:
-            try:
-                method("mask", name)
-            except ValueError as error:
-                raise wrong(f"{error}; or {GIVEN!r} for a mask of your own") from None
+    return steps(tree)
 
-    done: list[str] = []
-    waiting: list[str] = []  # signs and opened brackets
-    before = "("
-    for word in [*words, ""]:
-        if (before in "&|(") != (word == "(" or word in names):
-            if word and before not in "&|(":
-                raise wrong(f"a sign (& or |) is missing between {before!r} and {word!r}")
-            if word or before in "&|(":
-                raise wrong("a method is missing; write 'bet & quality', for example")
+
+def _mask_names(expression: str, words: Sequence[tuple[str, int]]) -> list[str]:
+    """Names in a mask expression, once it is sure that names and signs take turns."""
+
+    def wrong(what: str, place: int) -> ValueError:
+        return ValueError(f"mask {expression!r}: {what} (at character {place})")
+
+    names: list[str] = []
+    for word, place in words:
+        if word in "&|()":
+            continue
+        if word in ("and", "or", "not"):
+            raise wrong(f"{word!r} means nothing here: write & for both, | for either", place)
         if word in names:
-            done.append(word)
-        elif word == "(":
-            waiting.append(word)
-        else:  # what binds more tightly than this is done first
-            while waiting and waiting[-1] != "(" and not (waiting[-1] == "|" and word == "&"):
-                done.append(waiting.pop())
-            if word in ("&", "|"):
-                waiting.append(word)
-            elif (word == ")") != bool(waiting):
-                raise wrong("a bracket is missing its partner")
-            elif waiting:
-                waiting.pop()
-        before = word
-    return tuple(done)
+            raise wrong(f"{word} stands there twice; once is enough", place)
+        if word != GIVEN:
+            try:
+                method("mask", word)
+            except ValueError as error:
+                raise wrong(f"{error}; or {GIVEN!r} for a mask of your own", place) from None
+        names.append(word)
+    bounds = [("(", 0), *words, (")", len(expression) + 1)]
+    for (before, _), (word, place) in pairwise(bounds):
+        wants, begins = before in "&|(", word == "(" or word in names
+        if begins and not wants:
+            raise wrong(f"a sign (& or |) is missing between {before!r} and {word!r}", place)
+        if wants and not begins:
+            raise wrong("a method is missing; write 'bet & quality', for example", place)
+    return names
+
+
+OPTIONAL = ("offset", "relaxation", "swi", "background", "cosmos")
+"""Stages that may be left out, by ``none``."""
+
+
+def check_choice(stage: str, expression: str) -> None:
+    """Insist that a stage can run what is chosen for it.
+
+    Raises
+    ------
+    ValueError
+        Naming what is wrong, and what may be chosen.
+    """
+    if expression == "none" and stage in OPTIONAL:
+        return
+    if stage == "mask":
+        if expression == "none":
+            msg = "mask cannot be 'none': choose a method, an expression of methods, or 'given'"
+            raise ValueError(msg)
+        mask_steps(expression)
+        return
+    sign = OPERATORS.get(stage)
+    names = [word.strip() for word in expression.split(sign)] if sign else [expression]
+    for name in names:
+        if name in ("none", ""):
+            beside = f" in {expression!r}" if len(names) > 1 else ""
+            msg = f"{stage} cannot be {name!r}{beside}: choose from {', '.join(METHODS[stage])}"
+            raise ValueError(msg)
+        method(stage, name)
+        if names.count(name) > 1:
+            raise ValueError(f"{stage} {expression!r}: {name} is there twice; name it once")
 
 
 def needs_background(inversions: Sequence[str]) -> bool:

@@ -2,38 +2,43 @@
 
 import dataclasses
 import difflib
-import inspect
 import keyword
 import math
 import os
 import platform
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Gt, MinLen
 
 from qsmpipe import __version__
 from qsmpipe.chain import Chain
 from qsmpipe.methods import (
     GIVEN,
     METHODS,
-    function_of,
-    mask_steps,
+    check_choice,
     method,
     names_in,
     needs_background,
     parameters_of,
 )
+from qsmpipe.tables import Options, checked, from_table, read_table, shown
 
 STAGES = ("offset", "mask", "unwrap", "field", "relaxation", "swi", "background", "inversion",
           "cosmos")  # fmt: skip
 """Stages with a method to choose, in the order in which they run."""
 
-Parameters = Mapping[str, Mapping[str, Any]]
+LABELS = {
+    "participant_label": "sub-", "session_label": "ses-", "run_label": "run-",
+    "acquisition_label": "acq-",
+}  # fmt: skip
+"""Lists of labels, and the prefix that each label may have."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,7 @@ class Settings:
 
     bids_dir: str = ""
     output_dir: str = ""
-    work_dir: str = "work"
+    work_dir: Annotated[str, MinLen(1)] = "work"
 
     participant_label: tuple[str, ...] = ()
     session_label: tuple[str, ...] = ()
@@ -56,8 +61,9 @@ class Settings:
     preset: str = "default"
     offset: str = Chain.offset
     mask: str = Chain.mask
-    mask_erosion: float = Chain.mask_erosion
-    mask_residual: float = Chain.mask_residual
+    mask_erosion: Annotated[float, Ge(0)] = Chain.mask_erosion
+    """Radius (mm) of the ball that erodes the mask."""
+    mask_residual: Annotated[float, Ge(0)] = Chain.mask_residual
     """Largest relative residual of the field fit that is kept in the mask; 0: any."""
     unwrap: str = Chain.unwrap
     field: str = Chain.field
@@ -69,23 +75,25 @@ class Settings:
     """``cosmos``: invert all acquisitions of a subject together as well."""
     reference: str = Chain.reference
     two_pass: bool = Chain.two_pass
-    uncertainty: int = Chain.uncertainty
-    """Noisy fields that give the standard deviation of the map; 0: none is estimated."""
     """Whether susceptibility is mapped where the phase is reliable first."""
-    parameters: Parameters = dataclasses.field(default_factory=dict)
+    uncertainty: Annotated[int, Ge(0)] = Chain.uncertainty
+    """Noisy fields that give the standard deviation of the map; 0: none is estimated."""
+    parameters: Mapping[str, Options] = dataclasses.field(default_factory=dict)
     """Stage (or ``stage.method``) to parameter to value, as given by the user."""
-    b0: float = 0.0
-    """Field strength (T); 0: from the sidecar."""
+    b0: Annotated[float, Gt(0)] | None = None
+    """Field strength (T); None: from the sidecar."""
     b0_direction: tuple[float, ...] = ()
     """Unit vector along B0 in voxel axes, of every image; empty: from each image's header."""
-    phase_sign: int = 0
-    """+1 or -1; 0: by the manufacturer."""
+    phase_sign: Literal[1, -1] | None = None
+    """None: by the manufacturer."""
 
     intermediates: bool = False
-    device: str = "auto"
-    nprocs: int = 0
-    omp_nthreads: int = 0
-    mem_gb: float = 0.0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    nprocs: Annotated[int, Gt(0)] | None = None
+    """Processors in all; None: all that there are."""
+    omp_nthreads: Annotated[int, Gt(0)] | None = None
+    """Threads of one node; None: by the number of acquisitions."""
+    mem_gb: Annotated[float, Gt(0)] | None = None
     use_plugin: str = ""
     stop_on_first_crash: bool = False
 
@@ -94,6 +102,9 @@ class Settings:
         if 0 < length < math.inf:
             unit = tuple(component / length for component in self.b0_direction)
             object.__setattr__(self, "b0_direction", unit)
+        for name, prefix in LABELS.items():
+            bare = tuple(label.removeprefix(prefix) for label in getattr(self, name))
+            object.__setattr__(self, name, bare)
 
     @property
     def mask_is_given(self) -> bool:
@@ -135,24 +146,9 @@ class Settings:
         return chosen
 
     def reference_parameters(self) -> dict[str, float]:
-        """Read the limit of R2* (1/s) out of ``"csf:8"``; empty for any other reference.
-
-        Raises
-        ------
-        ValueError
-            If it is no number above 0.
-        """
+        """Read the limit of R2* (1/s) out of ``"csf:8"``; empty for any other reference."""
         reference, _, label = self.reference.partition(":")
-        if reference != "csf" or not label:
-            return {}
-        try:
-            limit = float(label)
-        except ValueError:
-            limit = 0.0
-        if not 0 < limit < math.inf:
-            msg = f"reference {self.reference!r}: {label!r} is no R2* in 1/s; write csf:8"
-            raise ValueError(msg)
-        return {"threshold": limit}
+        return {"threshold": float(label)} if reference == "csf" and label else {}
 
     def chain(self) -> Chain:
         """Methods of all stages with the parameters that the user set for them, checked."""
@@ -167,31 +163,21 @@ class Settings:
         return Chain(**chosen, reference=reference, parameters=parameters)
 
     def check(self) -> None:
-        """Check methods and parameters before anything is read.
+        """Check every value, and whether the values go together, before anything is read.
 
         Raises
         ------
         ValueError
             Naming the setting, its value and what it may be.
         """
+        _check_values(self.as_table(), "")
+        self._check_together()
         for stage in STAGES:
-            names = self.methods(stage)
-            for name in names:
-                method(stage, name)
-            if twice := [name for name in set(names) if names.count(name) > 1]:
-                msg = f"{stage} {getattr(self, stage)!r}: {twice[0]} is there twice; name it once"
-                raise ValueError(msg)
-        if self.b0_direction and not (
-            len(self.b0_direction) == 3 and 0 < math.hypot(*self.b0_direction) < math.inf
-        ):
-            msg = (
-                f"b0_direction {' '.join(f'{x:g}' for x in self.b0_direction)}: give three finite "
-                "numbers that are not all 0, along the voxel axes, as in 0 0 1"
-            )
-            raise ValueError(msg)
-        if self.uncertainty < 0 or self.uncertainty == 1:
-            msg = f"uncertainty {self.uncertainty}: give 2 noisy fields or more, or 0 for none"
-            raise ValueError(msg)
+            for name, chosen in self.parameters_for(stage).items():
+                if method(stage, name).trained:
+                    _check_weights(stage, name, chosen)
+
+    def _check_together(self) -> None:
         if self.uncertainty and self.two_pass:
             msg = "the uncertainty of a map from two passes is not known: leave one of them out"
             raise ValueError(msg)
@@ -202,47 +188,21 @@ class Settings:
                 "is that of a field: choose another inversion, or leave the uncertainty out"
             )
             raise ValueError(msg)
-        if self.mask == "none":
-            msg = "mask cannot be 'none': choose a method, an expression of methods, or 'given'"
+        if needs_background(self.methods("inversion")) and not self.methods("background"):
+            msg = (
+                f"background cannot be {self.background!r} before {self.inversion}, which takes a "
+                f"local field: choose from {', '.join(METHODS['background'])}"
+            )
             raise ValueError(msg)
-        mask_steps(self.mask)
-        needed = needs_background(self.methods("inversion"))
-        for stage in ("inversion", *(["background"] if needed else []), "unwrap", "field"):
-            if not self.methods(stage):
-                msg = f"{stage} cannot be {getattr(self, stage)!r}: {_choices(stage)}"
-                raise ValueError(msg)
         if self.methods("cosmos") and not self.methods("background"):
             msg = (
                 "cosmos works on local fields, and with --background none there are none: choose "
                 f"one of {', '.join(METHODS['background'])}"
             )
             raise ValueError(msg)
-        reference, _, label = self.reference.partition(":")
-        needs_label = {"brain": False, "none": False, "region": True, "csf": bool(label)}
-        if needs_label.get(reference) != bool(label):
-            msg = (
-                f"reference {self.reference!r}: choose brain, csf (or csf:R2STAR, the limit in "
-                "1/s), none, or region:LABEL, where LABEL is the label or desc of a mask in "
-                "--derivatives"
-            )
-            raise ValueError(msg)
-        self.reference_parameters()
-        if self.mask_residual < 0:
-            msg = f"mask_residual {self.mask_residual:g} is below 0: give 0.3, or 0 to keep all"
-            raise ValueError(msg)
-        if reference == "csf" and self.relaxation == "none":
+        if self.reference.partition(":")[0] == "csf" and self.relaxation == "none":
             msg = "reference csf finds the ventricles by their R2*: choose a relaxation method"
             raise ValueError(msg)
-        for group in self.parameters:
-            if group.partition(".")[0] not in STAGES:
-                close = difflib.get_close_matches(group, STAGES, n=1)
-                hint = f"; did you mean {close[0]!r}?" if close else ""
-                msg = f"there is no stage {group!r}: one of {', '.join(STAGES)}{hint}"
-                raise ValueError(msg)
-        for stage in STAGES:
-            for name, chosen in self.parameters_for(stage).items():
-                if method(stage, name).trained:
-                    _check_weights(stage, name, chosen)
 
     def resolved(self) -> list[dict[str, Any]]:
         """Every stage with its method and all its parameters, defaults included."""
@@ -265,11 +225,100 @@ class Settings:
             steps.insert(place, _step("mask", "residual", threshold=self.mask_residual))
         return steps
 
+    def as_table(self) -> dict[str, Any]:
+        """Values by name as TOML has them: lists for tuples, and no key for ``None``."""
+        return {k: v for k, v in _plain(dataclasses.asdict(self)).items() if v is not None}
+
     def as_toml(self) -> str:
         """Write these settings as text that :func:`read` takes."""
         import tomli_w
 
-        return tomli_w.dumps(_plain(dataclasses.asdict(self)))
+        return tomli_w.dumps(self.as_table())
+
+
+def _check_values(
+    values: Mapping[str, Any], where: str, *, spelled: Callable[[str], str] = str
+) -> None:
+    """Check each setting by itself; ``where`` (a file) leads the message.
+
+    Raises
+    ------
+    ValueError
+        Naming the setting, its value and what it may be.
+    """
+    from_table(Settings, values, where, spelled=spelled)
+    try:
+        for name, value in values.items():
+            if name in STAGES:
+                check_choice(name, value)
+            elif name in CHECKS:
+                CHECKS[name](value)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}" if where else str(error)) from error
+
+
+def _check_preset(name: str) -> None:
+    known = presets()
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise ValueError(f"there is no preset {name!r}: choose from {', '.join(known)}{hint}")
+
+
+def _check_direction(direction: Sequence[float]) -> None:
+    length = math.hypot(*direction)
+    if direction and not (len(direction) == 3 and 0 < length < math.inf):
+        msg = (
+            f"b0_direction {' '.join(f'{x:g}' for x in direction)}: give three finite numbers "
+            "that are not all 0, along the voxel axes, as in 0 0 1"
+        )
+        raise ValueError(msg)
+
+
+def _check_uncertainty(number: int) -> None:
+    if number == 1:
+        raise ValueError("uncertainty 1: give 2 noisy fields or more, or 0 for none")
+
+
+def _check_reference(value: str) -> None:
+    reference, _, label = value.partition(":")
+    needs_label = {"brain": False, "none": False, "region": True, "csf": bool(label)}
+    if needs_label.get(reference) != bool(label):
+        msg = (
+            f"reference {value!r}: choose brain, csf (or csf:R2STAR, the limit in 1/s), none, or "
+            "region:LABEL, where LABEL is the label or desc of a mask in --derivatives"
+        )
+        raise ValueError(msg)
+    if reference == "csf" and label:
+        try:
+            limit = float(label)
+        except ValueError:
+            limit = 0.0
+        if not 0 < limit < math.inf:
+            msg = f"reference {value!r}: {label!r} is no R2* in 1/s; write csf:8"
+            raise ValueError(msg)
+
+
+def _check_groups(parameters: Mapping[str, Any]) -> None:
+    for group in parameters:
+        stage, _, name = group.partition(".")
+        if stage not in STAGES:
+            close = difflib.get_close_matches(stage, STAGES, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            msg = f"parameters: there is no stage {stage!r}: one of {', '.join(STAGES)}{hint}"
+            raise ValueError(msg)
+        if name:
+            method(stage, name)
+
+
+CHECKS: Mapping[str, Callable[[Any], None]] = {
+    "preset": _check_preset,
+    "b0_direction": _check_direction,
+    "uncertainty": _check_uncertainty,
+    "reference": _check_reference,
+    "parameters": _check_groups,
+}
+"""Settings whose values are more than a type and bounds."""
 
 
 def _check_weights(stage: str, name: str, chosen: Mapping[str, Any]) -> None:
@@ -300,25 +349,16 @@ def presets() -> dict[str, dict[str, Any]]:
 
 
 def read(path: str | Path) -> dict[str, Any]:
-    """Read the settings in a TOML file.
+    """Read the settings in a TOML file, and check each of them.
 
     Raises
     ------
     ValueError
-        If the file is not TOML or names a setting that does not exist.
+        If the file is not TOML, names a setting that does not exist, or a value does not fit; it
+        names the file, the key, and what was expected.
     """
-    try:
-        values = tomllib.loads(Path(path).read_text())
-    except (OSError, tomllib.TOMLDecodeError) as error:
-        msg = f"{path}: not a readable TOML file ({error})"
-        raise ValueError(msg) from error
-    known = [item.name for item in dataclasses.fields(Settings)]
-    for name in values:
-        if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else f": one of {', '.join(known)}"
-            msg = f"{path}: there is no setting {name!r}{hint}"
-            raise ValueError(msg)
+    values = read_table(path)
+    _check_values(values, str(path))
     return values
 
 
@@ -334,34 +374,45 @@ def combine(command_line: Mapping[str, Any], config_file: str | None = None) -> 
     Raises
     ------
     ValueError
-        If the file cannot be read, or there is no such preset.
+        If the file cannot be read, or a value does not fit.
     """
     from_file = read(config_file) if config_file else {}
-    own = from_file.get("preset") or "default"
-    name = command_line.get("preset") or own
-    known = presets()
-    for chosen in (own, name):
-        if chosen not in known:
-            msg = f"there is no preset {chosen!r}: choose from {', '.join(known)}"
-            raise ValueError(msg)
     said = {key: item for key, item in command_line.items() if item is not None}
-    values = known[name] | from_file | said
+    _check_values(said, "", spelled=_as_option)
+    own = from_file.get("preset", "default")
+    name = said.get("preset", own)
+    values = presets()[name] | from_file | said
+    del values["description"]
     methods = _methods_of(values)
     parameters = {
         group: dict(items)
-        for group, items in known[name].get("parameters", {}).items()
+        for group, items in presets()[name].get("parameters", {}).items()
         if _is_run(group, methods)
     }
-    for layer, at_that_time in ((from_file, _methods_of(known[own] | from_file)), (said, methods)):
+
+    def joined(layer: Mapping[str, Any], seen: Mapping[str, tuple[str, ...]]) -> Settings:
+        """Add the parameters of a layer to those before; ``seen`` are the methods that it runs."""
         for group, items in layer.get("parameters", {}).items():
             for key, item in items.items():
-                owner = _owner(group, key, at_that_time)
-                if _is_run(owner, methods) or not _is_run(owner, at_that_time):
+                owner = _owner(group, key, seen)
+                if _is_run(owner, methods) or not _is_run(owner, seen):
                     parameters.setdefault(owner, {})[_spoken(key)] = item
-    values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-    values |= {"preset": name, "parameters": parameters}
-    del values["description"]
-    return Settings(**values)
+        return from_table(Settings, values | {"preset": name, "parameters": parameters}, "")
+
+    if from_file.get("parameters"):
+        try:
+            so_far = joined(from_file, _methods_of(presets()[own] | from_file))
+            for stage in STAGES:
+                so_far.parameters_for(stage)
+        except ValueError as error:
+            raise ValueError(f"{config_file}: {error}") from error
+    return joined(said, methods)
+
+
+def _as_option(name: str) -> str:
+    """Name of a setting on the command line."""
+    words = {"bids_dir": "bids_dir", "output_dir": "output_dir", "parameters": "--set"}
+    return words.get(name, f"--{name.replace('_', '-')}")
 
 
 def _methods_of(values: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
@@ -404,14 +455,14 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, dict[str, Any]]:
             raise ValueError(msg)
         try:
             value = tomllib.loads(f"value = {text.strip()}")["value"]
-        except tomllib.TOMLDecodeError:
+        except (ValueError, RecursionError):  # no TOML: a bare word
             value = text.strip()
+        try:
+            checked(Any, value, "")
+        except ValueError as error:
+            raise ValueError(f"--set {name}{error}") from error
         parameters.setdefault(stage, {})[parameter] = value
     return parameters
-
-
-def _choices(stage: str) -> str:
-    return f"choose from {', '.join(METHODS[stage])}"
 
 
 def _named(key: str) -> str:
@@ -441,37 +492,12 @@ def _no_owner(stage: str, methods: list[str], key: str, owners: list[str]) -> st
 
 
 def _fitting(stage: str, name: str, key: str, value: Any) -> Any:
-    """``value`` in the type of the parameter's default; a mismatch is refused."""
-    default = parameters_of(stage, name)[key].default
-    annotation = str(inspect.signature(function_of(stage, name)).parameters[key].annotation)
-    if isinstance(default, bool):
-        fits = isinstance(value, bool)
-    elif isinstance(default, int) and "float" not in annotation:
-        fits = isinstance(value, int) and not isinstance(value, bool)
-    elif isinstance(default, float):
-        fits = isinstance(value, int | float) and not isinstance(value, bool)
-        fits = fits or (
-            isinstance(value, str) and ("str" in annotation or repr(value) in annotation)
-        )
-        value = float(value) if fits and not isinstance(value, str) else value
-    elif isinstance(default, str):
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        fits = (number and "float" in annotation) or (
-            isinstance(value, str) and ("Literal" not in annotation or repr(value) in annotation)
-        )
-        value = float(value) if fits and number else value
-    elif isinstance(default, tuple | list | range):
-        fits = isinstance(value, list)
-        value = tuple(value) if fits else value
-    else:
-        fits = True
-    if not fits:
-        msg = (
-            f"{stage}.{_spoken(key)} = {value!r} does not fit {name}: its default is "
-            f"{default!r} ({annotation})"
-        )
+    """``value`` as the parameter has it; what does not fit is refused."""
+    kind = parameters_of(stage, name)[key].kind
+    if not kind.takes(value):
+        msg = f"{stage}.{name}.{_spoken(key)} is {shown(value)}: give {kind}"
         raise ValueError(msg)
-    return value
+    return kind.fit(value)
 
 
 VERSIONED = (

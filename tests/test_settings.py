@@ -2,6 +2,9 @@
 
 import inspect
 import math
+import re
+from dataclasses import fields
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +90,7 @@ def test_a_parameter_of_a_method_that_nobody_ran_is_refused(tmp_path: Path) -> N
 @pytest.mark.parametrize("given", [(0.0, 0.0, 0.0), (0.0, 1.0), (math.nan, 0.0, 1.0),
                                    (0.0, math.inf, 1.0)])  # fmt: skip
 def test_a_direction_that_is_none_is_refused(given: tuple[float, ...]) -> None:
-    with pytest.raises(ValueError, match=r"b0_direction .*: give three finite numbers"):
+    with pytest.raises(ValueError, match=r"b0_direction .*: give (three|a) finite number"):
         Settings(b0_direction=given).check()
 
 
@@ -174,8 +177,13 @@ def test_every_preset_is_complete_and_valid(preset: str) -> None:
     ("assignment", "message"),
     [
         ("inversion.lamda=1", "did you mean 'lambda'"),
-        ("inversion.lambda=big", "does not fit tfi"),
-        ("inversion.max_iterations=1.5", "does not fit tfi"),
+        (
+            "inversion.lambda=big",
+            r"\.tfi\.lambda is .big.: give a number above 0, or 'auto'",
+        ),
+        ("inversion.lambda=nan", r"--set inversion\.lambda is nan: give a finite number"),
+        ("background.margin=[8]", r"background\.pdf\.margin is \[8\]: give a number"),
+        ("inversion.max_iterations=1.5", r"tfi\.max_iterations is 1\.5: give a whole number"),
         ("invertion.lambda=1", "did you mean 'inversion'"),
         ("background.tkd.radii=[1]", "background has no method 'tkd'"),
         ("inversion.b0_direction=[1,0,0]", "has no parameter 'b0_direction'"),
@@ -214,11 +222,122 @@ def test_a_wrong_method_is_refused(settings: dict[str, str], message: str) -> No
         combine(settings).check()
 
 
-def test_a_file_with_an_unknown_setting_is_refused(tmp_path: Path) -> None:
+WRONG_FILES = [
+    ('inverson = "tv"', "there is no 'inverson'; did you mean 'inversion'?"),
+    ("zzz = 1", "there is no 'zzz'; it may hold bids_dir, output_dir"),
+    ("inversion = 5", "inversion is 5: give a text"),
+    ('inversion = ["tv", "rts"]', 'inversion is ["tv", "rts"]: give a text'),
+    ('inversion = "tvv"', "inversion has no method 'tvv'"),
+    ('inversion = "none"', "inversion cannot be 'none': choose from tkd"),
+    ('offset = "given"', "offset has no method 'given'"),
+    ('unwrap = "none"', "unwrap cannot be 'none'"),
+    ('mask = "bet quality"', "missing between 'bet' and 'quality' (at character 5)"),
+    ('background = "vsharp+vsharp"', "vsharp is there twice"),
+    ('participant_label = "01"', 'participant_label is "01": give a list, each a text'),
+    ('participant_label = ["01", 2]', "entry 2 of participant_label is 2: give a text"),
+    ("run_label = [[1]]", "entry 1 of run_label is [1]: give a text"),
+    ("two_pass = 1", "two_pass is 1: give true or false"),
+    ('two_pass = "yes"', 'two_pass is "yes": give true or false'),
+    ("mask_erosion = -1", "mask_erosion is -1: give a number of 0 or more"),
+    ("mask_erosion = nan", "mask_erosion is nan: give a finite number of 0 or more"),
+    ("mask_erosion = true", "mask_erosion is true: give a number of 0 or more"),
+    ('mask_erosion = "1"', 'mask_erosion is "1": give a number of 0 or more'),
+    ("mask_erosion = 2024-01-01", 'mask_erosion is "2024-01-01": give a number'),
+    ("b0 = inf", "b0 is inf: give a finite number above 0"),
+    ("b0 = 0", "b0 is 0: give a number above 0"),
+    ("phase_sign = 2", "phase_sign is 2: give 1 or -1"),
+    ("b0_direction = [0, 0]", "b0_direction 0 0: give three finite numbers"),
+    ("nprocs = 2.0", "nprocs is 2.0: give a whole number above 0"),
+    ("nprocs = 0", "nprocs is 0: give a whole number above 0"),
+    ("mem_gb = 0.0", "mem_gb is 0.0: give a number above 0"),
+    ("uncertainty = 1", "uncertainty 1: give 2 noisy fields or more"),
+    ('device = "gpu"', "give 'auto', 'cpu', or 'cuda'"),
+    ('preset = "fats"', "there is no preset 'fats': choose from default, fast, "),
+    ('preset = "fats"', "did you mean 'fast'?"),
+    ('reference = "cfs"', "reference 'cfs': choose brain"),
+    ('derivatives = ["/masks"]', 'derivatives is ["/masks"]: give a table'),
+    ("derivatives = {masks = 1}", "derivatives.masks is 1: give a text"),
+    ('bids_dir = "a\\u0000b"', "bids_dir holds a NUL character"),
+    ("parameters = 1", "parameters is 1: give a table"),
+    ("parameters.inversion = 1", "parameters.inversion is 1: give a table"),
+    ("parameters.invertion.lambda = 1", "there is no stage 'invertion'"),
+    ("parameters.inversion.lambda = nan", "parameters.inversion.lambda is nan: give a finite"),
+    ('parameters.inversion.lambda = "big"', "give a number above 0, or 'auto'"),
+    ("parameters.inversion.lamda = 1", "did you mean 'lambda'?"),
+    ("parameters.mask.max_hole = 1\nmask = 'threshold & quality'", "mask.threshold.max_hole or"),
+    ('[parameters."inversion.tkd"]\nthreshold = 0.2', "tkd is not run"),
+    ('[parameters."inversion.tk"]\nthreshold = 0.2', "inversion has no method 'tk'"),
+    ("[parameters.background]\nmargin = [1, 2]", "background.pdf.margin is [1, 2]: give a number"),
+    (f"nprocs = {10**400}", "nprocs is 1000"),
+    ("mask = 1979-05-27", 'mask is "1979-05-27": give a text'),
+    ("parameters.inversion.lambda = 07:32:00", "parameters.inversion.lambda is"),
+    (f"nprocs = {'9' * 5000}", "not a readable TOML file"),
+    ("a = " + "[" * 5000, "nested too deeply"),
+    ("inversion = ", "not a readable TOML file"),
+    ('inversion = "tv"\ninversion = "rts"', "not a readable TOML file"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), WRONG_FILES, ids=[text[:40] for text, _ in WRONG_FILES]
+)
+def test_a_file_is_checked_value_by_value(text: str, message: str, tmp_path: Path) -> None:
     file = tmp_path / "config.toml"
-    file.write_text('inverson = "tv"\n')
-    with pytest.raises(ValueError, match="did you mean 'inversion'"):
+    file.write_text(text)
+    with pytest.raises(ValueError, match=re.escape(message)) as failure:
+        combine({}, str(file))
+    assert str(failure.value).startswith(f"{file}: ")
+
+
+def test_every_setting_refuses_what_is_not_of_its_type(tmp_path: Path) -> None:
+    """Each setting by name, with each kind of value that TOML has; what passes is complete."""
+    file = tmp_path / "config.toml"
+    values = ["true", "7", "-3", "0", "1.5", "nan", "-inf", '""', '"x"', "[]", "[1]", '["x"]',
+              "[[1]]", "[1.0, true]", "{}", "{a = 1}", "{a = {b = 1}}", "{a = [1]}", "1979-05-27",
+              "1979-05-27T07:32:00Z", "07:32:00"]  # fmt: skip
+    said: dict[str, list[str]] = {field.name: [] for field in fields(Settings)}
+    for name, value in product(said, values):
+        file.write_text(f"{name} = {value}\n")
+        try:
+            settings = combine({}, str(file))
+        except ValueError as error:
+            said[name].append(str(error))
+        else:
+            assert isinstance(settings.as_toml(), str)
+    for name, messages in said.items():
+        assert len(messages) >= 14, name
+        for message in messages:
+            assert message.startswith(f"{file}: ")
+            assert name in message
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"name = '\xe9'", b"\x00"])
+def test_a_file_that_is_no_text_is_refused(content: bytes, tmp_path: Path) -> None:
+    file = tmp_path / "config.toml"
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=r"config\.toml: not "):
         read(file)
+
+
+@pytest.mark.parametrize(("name", "reason"), [("none.toml", "No such file"), (".", "directory")])
+def test_a_file_that_cannot_be_read_is_named(name: str, reason: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=reason):
+        read(tmp_path / name)
+
+
+def test_all_that_is_wrong_is_told_at_once(tmp_path: Path) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text("nprocs = -1\nb0 = 'three'\n")
+    with pytest.raises(ValueError, match=r"b0 is .*; nprocs is"):
+        read(file)
+
+
+def test_labels_may_have_their_prefix(tmp_path: Path) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text('participant_label = ["sub-01", "02"]\nrun_label = ["run-1"]\n')
+    settings = combine({}, str(file))
+    assert settings.participant_label == ("01", "02")
+    assert settings.run_label == ("1",)
 
 
 def test_defaults_are_the_default_preset() -> None:

@@ -1,16 +1,15 @@
 """``qsmpipe dicom``: gradient echoes from DICOM into a BIDS dataset."""
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
 from qsmpipe.cli.errors import Exit, RunError
-from qsmpipe.cli.parser import _Parser, hyphenated
+from qsmpipe.cli.words import Parser
 
 
 def main(words: Sequence[str]) -> Exit:
     """Convert one acquisition and say what was found."""
-    given = _parser().parse_args(hyphenated(words))
+    given = _parser().parse(words)
     if not given.dicom_dir.is_dir():
         raise RunError(Exit.NO_INPUT, f"{given.dicom_dir}: no such folder")
     from qsmpipe import dicom
@@ -34,8 +33,8 @@ def main(words: Sequence[str]) -> Exit:
     return Exit.OK
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="qsmpipe dicom",
         description="Convert one multi-echo gradient-echo acquisition from DICOM to BIDS. "
         "For whole studies use dcm2niix with heudiconv or bidscoin.",

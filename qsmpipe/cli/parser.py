@@ -1,14 +1,18 @@
 """Words of the command line to a :class:`Request`."""
 
 import argparse
+import itertools
+import os
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from qsmpipe import __version__
 from qsmpipe.cli.errors import Exit, RunError
+from qsmpipe.cli.words import Parser
 from qsmpipe.methods import METHODS
 from qsmpipe.nets.weights import WEIGHTS_SUFFIX
 from qsmpipe.settings import Settings, combine, parse_assignments, presets
@@ -28,20 +32,6 @@ class Request:
     verbose: int = 0
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise RunError(Exit.USAGE, f"{message} (qsmpipe --help lists the options)")
-
-
-def hyphenated(words: Sequence[str]) -> list[str]:
-    """Let options be written with underscores, too.
-
-    >>> hyphenated(["--work_dir", "my_work", "--run_label=a_b"])
-    ['--work-dir', 'my_work', '--run-label=a_b']
-    """
-    return [re.sub(r"^--[^=]+", lambda m: m[0].replace("_", "-"), word) for word in words]
-
-
 def parse(words: Sequence[str]) -> Request:
     """Take settings and mode from the command line.
 
@@ -50,8 +40,7 @@ def parse(words: Sequence[str]) -> Request:
     RunError
         With the exit code for wrong usage, or for an unknown analysis level.
     """
-    words = hyphenated(words)
-    given = vars(build_parser().parse_args(words))
+    given = vars(build_parser().parse(words))
     if given["analysis_level"] not in LEVELS:
         level = given["analysis_level"]
         raise RunError(
@@ -65,10 +54,10 @@ def parse(words: Sequence[str]) -> Request:
     try:
         given["parameters"] = _parameters(given)
         given["derivatives"] = _named_paths(given["derivatives"])
-        settings = combine({k: v for k, v in given.items() if v is not None}, config_file)
-    except (ValueError, TypeError) as error:
+        settings = combine(given, config_file)
+    except ValueError as error:
         raise RunError(Exit.USAGE, str(error)) from error
-    return Request(settings, "qsmpipe " + " ".join(words), verbose=verbose, **modes)
+    return Request(settings, shlex.join(["qsmpipe", *words]), verbose=verbose, **modes)
 
 
 def _parameters(given: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -85,23 +74,42 @@ def _parameters(given: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return parameters
 
 
-def _named_paths(words: list[str] | None) -> dict[str, str] | None:
+def _named_paths(words: Sequence[str] | None) -> dict[str, str] | None:
+    """Take ``NAME=PATH`` apart at the first ``=``; a path may have more, or no name.
+
+    >>> _named_paths(["masks=/data/run=2", "/data/a=b", "./c=d"])
+    {'masks': '/data/run=2', 'derivatives': '/data/a=b', 'derivatives1': './c=d'}
+
+    Raises
+    ------
+    ValueError
+        If a name or a path is empty, or two have one name.
+    """
     if words is None:
         return None
-    return {
-        (word.partition("=")[0] if "=" in word else f"derivatives{i or ''}"): word.rpartition("=")[
-            2
-        ]
-        for i, word in enumerate(words)
-    }
-
-
-def _label(prefix: str) -> Any:
-    return lambda word: word.removeprefix(prefix)
+    named: dict[str, str] = {}
+    unnamed = []
+    for word in words:
+        name, equals, path = word.partition("=")
+        if not equals or "/" in name or os.sep in name:
+            unnamed.append(word)
+            continue
+        if not (name and path):
+            msg = f"--derivatives {word!r}: write NAME=DIR, as in masks=/data/masks, or DIR alone"
+            raise ValueError(msg)
+        if name in named:
+            msg = (
+                f"--derivatives: {named[name]} and {path} are both called {name!r}: give each a "
+                "name of its own"
+            )
+            raise ValueError(msg)
+        named[name] = path
+    free = (name for n in itertools.count() if (name := f"derivatives{n or ''}") not in named)
+    return named | dict(zip(free, unnamed, strict=False))
 
 
 def _memory(word: str) -> float:
-    match = re.fullmatch(r"([\d.]+)\s*([KMGT]?)B?", word.strip().upper())
+    match = re.fullmatch(r"(\d+\.?\d*|\.\d+)\s*([KMGT]?)B?", word.strip().upper())
     if not match:
         msg = f"{word!r} is no amount of memory: write 16 (GB), 16G or 16000M"
         raise argparse.ArgumentTypeError(msg)
@@ -112,14 +120,15 @@ def _methods(stage: str) -> str:
     return "; ".join(f"{name}: {row.summary}" for name, row in METHODS[stage].items())
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """Make the parser, importing neither torch nor Nipype."""
-    parser = _Parser(
+    parser = Parser(
+        last_words=(*LEVELS, "group"),
         prog="qsmpipe",
         description="Quantitative susceptibility mapping of a BIDS dataset.",
-        epilog="Options may be written with hyphens or underscores. Also: "
-        "'qsmpipe simulate --help' makes example datasets.",
-        allow_abbrev=False,
+        epilog="Options may be written with hyphens or underscores, and stand anywhere; an option "
+        "of several values may be given again, and its values add up. Also: 'qsmpipe simulate "
+        "--help' makes example datasets.",
     )
     add = parser.add_argument
     add("bids_dir", help="the BIDS dataset; it is never written to")
@@ -130,10 +139,10 @@ def build_parser() -> argparse.ArgumentParser:
 
     group = parser.add_argument_group("what to process")
     add = group.add_argument
-    add("--participant-label", nargs="+", metavar="LABEL", type=_label("sub-"))
-    add("--session-label", nargs="+", metavar="LABEL", type=_label("ses-"))
-    add("--run-label", nargs="+", metavar="INDEX", type=_label("run-"))
-    add("--acquisition-label", nargs="+", metavar="LABEL", type=_label("acq-"))
+    add("--participant-label", nargs="+", action="extend", metavar="LABEL")
+    add("--session-label", nargs="+", action="extend", metavar="LABEL")
+    add("--run-label", nargs="+", action="extend", metavar="INDEX")
+    add("--acquisition-label", nargs="+", action="extend", metavar="LABEL")
     add("--bids-filter-file", metavar="JSON", help='{"qsm": {entity: value, null or "*"}}')
     add("--bids-database-dir", metavar="DIR", help="keep the dataset's index here")
     add("--skip-bids-validation", action="store_true", default=None)
@@ -141,6 +150,7 @@ def build_parser() -> argparse.ArgumentParser:
         "-d",
         "--derivatives",
         nargs="+",
+        action="extend",
         metavar="NAME=DIR",
         help="datasets with masks to use (--mask given, --reference region:LABEL)",
     )

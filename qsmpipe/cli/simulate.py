@@ -1,23 +1,22 @@
 """``qsmpipe simulate``: write an example dataset."""
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
 from qsmpipe.cli.errors import Exit, RunError
-from qsmpipe.cli.parser import _Parser
+from qsmpipe.cli.words import Parser
 
 
 def main(words: Sequence[str]) -> Exit:
     """Write an example dataset and say where it is."""
     from qsmpipe import examples
 
-    parser: argparse.ArgumentParser = _Parser(
+    parser = Parser(
         prog="qsmpipe simulate", description="Simulate a BIDS dataset of a head with known truth."
     )
     parser.add_argument("recipe", help=f"one of {', '.join(examples.RECIPES)}, or a TOML file")
     parser.add_argument("output_dir", type=Path)
-    given = parser.parse_args(words)
+    given = parser.parse(words)
     try:
         examples.write(given.recipe, given.output_dir)
     except ValueError as error:

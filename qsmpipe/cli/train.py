@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from qsmpipe.cli.errors import Exit, RunError
-from qsmpipe.cli.parser import _Parser, hyphenated
+from qsmpipe.cli.words import Parser
 from qsmpipe.nets.recipes import recipe_names
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ PLAIN_SECONDS = 30.0
 
 def main(words: Sequence[str]) -> Exit:
     """Train, and say where the best network is."""
-    given = _parser().parse_args(hyphenated(words))
+    given = _parser().parse(words)
     if find_spec("tensorboardX") is None:
         raise RunError(
             Exit.UNAVAILABLE,
@@ -215,8 +215,8 @@ def write_curve(curve: Sequence["Record"], folder: Path) -> None:
     draw_training(curve, folder / PICTURE)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = _Parser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="qsmpipe train",
         description="Train a network on simulated data, or go on with a training.",
     )

@@ -10,6 +10,7 @@ from qsmpipe.nets.meta_qsm import MesaQSM, MetaQSM
 from qsmpipe.nets.qsmgan import Generator
 from qsmpipe.nets.si_qsm import SIQSM
 from qsmpipe.nets.unet import UNet
+from qsmpipe.tables import Options, check_keywords
 
 ARCHITECTURES: dict[str, type[Network]] = {
     "unet": UNet,
@@ -27,13 +28,14 @@ class Blueprint:
 
     architecture: str
     """A key of :data:`ARCHITECTURES`."""
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Options = field(default_factory=dict)
     """Of its class."""
 
     def __post_init__(self) -> None:
         if self.architecture not in ARCHITECTURES:
             msg = f"architecture is {self.architecture!r}"
             raise ValueError(f"{msg}: give one of {', '.join(ARCHITECTURES)}")
+        check_keywords(ARCHITECTURES[self.architecture], self.options, "options")
 
 
 def build(architecture: str, options: Mapping[str, Any]) -> Network:

@@ -1,14 +1,14 @@
 """Weights and their cards: what a network is, what it was trained on, and for what it is meant."""
 
 import hashlib
-import tomllib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, NamedTuple
 
 import tomli_w
 import torch
+from annotated_types import Ge, Gt, Le
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from safetensors.torch import save as serialised
@@ -18,9 +18,9 @@ from qsmpipe.nets.architectures import Blueprint, build
 from qsmpipe.nets.common import Network, load_parameters
 from qsmpipe.nets.contract import Channel, Contract
 from qsmpipe.nets.patches import Tiling, check_tiling
-from qsmpipe.nets.tables import from_table, to_table
 from qsmpipe.nets.weights import CARD_SUFFIX, WEIGHTS, WEIGHTS_SUFFIX, weights_names
 from qsmpipe.numerics.fourier import Zooms
+from qsmpipe.tables import Options, from_table, read_table, to_table
 
 LARGE = 4096
 """Numbers of a tensor, above which they are stored in half precision."""
@@ -48,9 +48,9 @@ class Domain:
     """
 
     zooms: tuple[Range, Range, Range]
-    alike: int = 1
-    tilt: float = 0.0
-    radians_per_ppm: float = 0.0
+    alike: Annotated[int, Ge(1), Le(3)] = 1
+    tilt: Annotated[float, Ge(0)] = 0.0
+    radians_per_ppm: Annotated[float, Ge(0)] = 0.0
 
     def nearest(self, zooms: Zooms) -> Zooms:
         """Voxel size (mm) in the domain that is nearest to another one, rather smaller.
@@ -105,13 +105,13 @@ class Card:
     network: Blueprint
     contract: Contract
     domain: Domain
-    patch: int
-    halo: int
+    patch: Annotated[int, Gt(0)]
+    halo: Annotated[int, Ge(0)]
     sha256: str = ""
     licence: str = ""
     about: Mapping[str, str] = field(default_factory=dict)
-    training: Mapping[str, Any] = field(default_factory=dict)
-    recipe: Mapping[str, Any] = field(default_factory=dict)
+    training: Options = field(default_factory=dict)
+    recipe: Options = field(default_factory=dict)
 
 
 class Model(NamedTuple):
@@ -185,10 +185,7 @@ def read_card(weights: str) -> tuple[Path, Card]:
         if not needed.is_file():
             raise ValueError(f"{needed} is missing: {what} should be there")
     card = path.with_suffix(CARD_SUFFIX)
-    try:
-        return path, from_table(Card, tomllib.loads(card.read_text()), "the card")
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{card}: {error}") from error
+    return path, from_table(Card, read_table(card), str(card))
 
 
 def check_licence(name: str, card: Card, accepted: str = "") -> None:

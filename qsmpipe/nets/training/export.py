@@ -14,11 +14,11 @@ from qsmpipe import __version__
 from qsmpipe.nets.architectures import build
 from qsmpipe.nets.cards import Card, Domain, save
 from qsmpipe.nets.common import Network, load_parameters
-from qsmpipe.nets.tables import to_table
 from qsmpipe.nets.training.recipe import SOURCES, Recipe
 from qsmpipe.nets.training.sample import Scans
 from qsmpipe.nets.training.trainer import BEST, Record
 from qsmpipe.numerics.units import radians_per_ppm
+from qsmpipe.tables import to_table
 
 EXPORTED = "weights.safetensors"
 """In the folder of a training; the card lies beside it."""

@@ -1,17 +1,16 @@
 """What a training consists of, read from TOML: network, data, loss, steps."""
 
-import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Annotated, Any, Literal, TypeAlias
 
 import torch
+from annotated_types import Ge, Gt, Le, Lt
 
 from qsmpipe.nets.architectures import Blueprint
 from qsmpipe.nets.contract import Contract
 from qsmpipe.nets.recipes import RECIPES, recipe_names
-from qsmpipe.nets.tables import from_table, merged
 from qsmpipe.nets.training.analytic import Analytic
 from qsmpipe.nets.training.augment import Augmentation
 from qsmpipe.nets.training.brains import Brains
@@ -21,9 +20,11 @@ from qsmpipe.nets.training.losses import LOSSES
 from qsmpipe.nets.training.measure import Measurement
 from qsmpipe.nets.training.sample import Scans
 from qsmpipe.nets.training.shapes import Shapes
+from qsmpipe.tables import Options, check_keywords, from_table, merged, read_table
 
 Precision: TypeAlias = Literal["auto", "float32", "bfloat16"]
 Optimizer: TypeAlias = Literal["adam", "rmsprop", "muon"]
+Share: TypeAlias = Annotated[float, Ge(0), Lt(1)]
 
 SOURCES: dict[str, Callable[..., Source]] = {
     "shapes": Shapes, "analytic": Analytic, "brains": Brains,
@@ -36,14 +37,19 @@ class Data:
 
     source: str
     """A key of :data:`SOURCES`."""
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Options = field(default_factory=dict)
     """Of its class."""
     scans: Scans | None = None
     """The source's own by default."""
     augmentation: Augmentation | None = None
     measurement: Measurement | None = None
-    pool: int | None = None
+    pool: Annotated[int, Gt(0)] | None = None
     """So many different sources, drawn once; see :class:`.dataset.Samples`."""
+
+    def __post_init__(self) -> None:
+        if self.source not in SOURCES:
+            raise ValueError(f"source is {self.source!r}: give one of {', '.join(SOURCES)}")
+        check_keywords(SOURCES[self.source], self.options, "options", but=("scans", "heads"))
 
     def samples(
         self, *, seed: int, device: str | torch.device, heads: Sequence[LabelMap] = ()
@@ -69,54 +75,39 @@ class Schedule:
 
     loss: str
     """A key of :data:`.losses.LOSSES`."""
-    steps: int
-    batch: int
+    steps: Annotated[int, Gt(0)]
+    batch: Annotated[int, Gt(0)]
     """Samples of a step."""
-    learning_rate: float
+    learning_rate: Annotated[float, Gt(0)]
     optimizer: Optimizer = "adam"
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Share, Share] = (0.9, 0.999)
     """Of Adam, which :class:`.muon.Muon` has in it."""
-    weight_decay: float = 0.0
+    weight_decay: Annotated[float, Ge(0)] = 0.0
     """Weight of half the squared parameters in the loss."""
-    decay: float = 1.0
+    decay: Annotated[float, Gt(0)] = 1.0
     """Factor of the learning rate every ``decay_steps`` steps, smoothly in between."""
-    decay_steps: int = 1000
-    warmup: int = 0
+    decay_steps: Annotated[int, Gt(0)] = 1000
+    warmup: Annotated[int, Ge(0)] = 0
     """First steps, over which the learning rate rises from 0."""
-    cooldown: float = 0.0
+    cooldown: Annotated[float, Ge(0), Le(1)] = 0.0
     """Share of the steps, the last ones, over which the learning rate falls to 0."""
-    frozen_after: int | None = None
+    frozen_after: Annotated[int, Ge(0)] | None = None
     """Steps after which batch normalisation keeps its running statistics. Normalised by itself, a
     small batch does not tell how strong its fields are, which a map must."""
-    clip: float | None = None
+    clip: Annotated[float, Gt(0)] | None = None
     """Longest gradient that is followed as it is; longer ones are shortened to this."""
     seed: int = 0
     """Of the parameters and of the samples; those of validation have the next one."""
     precision: Precision = "auto"
     """Of the network's features; "auto" is bfloat16 where the processor has instructions for it.
     Without them it is much slower than float32."""
-    validate_every: int = 500
+    validate_every: Annotated[int, Gt(0)] = 500
     """Steps."""
-    validation_samples: int = 16
+    validation_samples: Annotated[int, Gt(0)] = 16
 
     def __post_init__(self) -> None:
         if self.loss not in LOSSES:
             raise ValueError(f"loss is {self.loss!r}: give one of {', '.join(LOSSES)}")
-        for name, known in (
-            ("optimizer", get_args(Optimizer)),
-            ("precision", get_args(Precision)),
-        ):
-            if getattr(self, name) not in known:
-                given = getattr(self, name)
-                raise ValueError(f"{name} is {given!r}: give one of {', '.join(known)}")
-        if self.warmup < 0:
-            raise ValueError(f"warmup is {self.warmup}: give steps, 0 or more")
-        if not 0 <= self.cooldown <= 1:
-            raise ValueError(f"cooldown is {self.cooldown}: give a share of the steps, 0 to 1")
-        for name in ("steps", "batch", "learning_rate", "decay", "decay_steps", "validate_every",
-                     "validation_samples"):  # fmt: skip
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} is {getattr(self, name)}: give a number above 0")
 
     def rate(self, step: int) -> float:
         """Learning rate of a step."""
@@ -135,15 +126,15 @@ class Adversary:
     and the network once.
     """
 
-    alone: int = 20_000
-    updates: int = 5
-    penalty: float = 100.0
+    alone: Annotated[int, Ge(0)] = 20_000
+    updates: Annotated[int, Gt(0)] = 5
+    penalty: Annotated[float, Ge(0)] = 100.0
     """Weight of the gradient penalty."""
-    content: float = 1.0
+    content: Annotated[float, Ge(0)] = 1.0
     """Weight of the schedule's loss."""
-    adversarial: float = 0.01
+    adversarial: Annotated[float, Ge(0)] = 0.01
     """Weight of the critic's score."""
-    width: int = 32
+    width: Annotated[int, Gt(0)] = 32
     """Kernels in the critic's first layer."""
 
 
@@ -160,11 +151,6 @@ class Recipe:
     adversary: Adversary | None = None
     about: Mapping[str, str] = field(default_factory=dict)
     """Paper and what else a reader should know."""
-
-    def __post_init__(self) -> None:
-        for data in (self.data, self.validation):
-            if data is not None and data.source not in SOURCES:
-                raise ValueError(f"source is {data.source!r}: give one of {', '.join(SOURCES)}")
 
     @property
     def needs_heads(self) -> bool:
@@ -194,13 +180,7 @@ def read_recipe(
     """
     if name not in recipe_names():
         raise ValueError(f"no recipe is called {name}: give one of {', '.join(recipe_names())}")
-    table = tomllib.loads((RECIPES / f"{name}.toml").read_text())
-    where = name if config is None else str(config)
-    try:
-        if config is not None:
-            table = merged(table, tomllib.loads(config.read_text()))
-        return from_table(Recipe, merged(table, changes or {}), "the recipe")
-    except OSError as error:
-        raise ValueError(f"{where}: {error.strerror}") from error
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
+    table = read_table(str(RECIPES / f"{name}.toml"))
+    if config is not None:
+        table = merged(table, read_table(config))
+    return from_table(Recipe, merged(table, changes or {}), str(config or name))
