@@ -4,15 +4,14 @@ import itertools
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from qsmpipe.bids.acquisition import Acquisition, echo_of
 from qsmpipe.bids.entities import ALLOWED, ENTITIES, fold, natural, relative, with_acquisition
+from qsmpipe.bids.names import ALWAYS, NAME, PARTS, entities_of, fault_of, right_part
 from qsmpipe.bids.sidecars import File, Sidecars
-
-ALWAYS = ("MEGRE", "T2starw")
-"""Suffixes that are gradient echoes even where phase is missing; others need their phase."""
+from qsmpipe.bids.survey import Found, Survey
 
 
 def find(
@@ -24,12 +23,14 @@ def find(
     acquisitions: Sequence[str] = (),
     filters: Mapping[str, Any] | None = None,
     database: str | Path | None = None,
-) -> list[Acquisition]:
+) -> Found:
     """Gradient-echo acquisitions in a dataset, those without phase included.
 
     Files of one folder ``anat`` that differ in ``echo`` and ``part`` alone are one acquisition.
     Candidates are all MEGRE and T2starw, and any other suffix with phase, real or imaginary
-    parts. A file without ``part`` is magnitude. Nothing is written into the dataset.
+    parts. A file without ``part`` is magnitude. Images that look like gradient echoes and whose
+    names BIDS does not allow are refusals; what ``.bidsignore`` names is passed over. Nothing is
+    written into the dataset.
 
     Parameters
     ----------
@@ -44,6 +45,11 @@ def find(
     database : path, optional
         Folder where pybids keeps its index for the next run.
 
+    Returns
+    -------
+    Found
+        The acquisitions, in the order of their names; beside them the refusals.
+
     Raises
     ------
     ValueError
@@ -56,7 +62,7 @@ def find(
     if database is not None and Path(database).absolute().is_relative_to(root):
         msg = f"{database}: the index must not be kept inside the dataset; give another folder"
         raise ValueError(msg)
-    wanted = _present(root, participants)
+    survey = Survey(root, participants)
     query = _query(filters)
     chosen = {
         "session": [label.removeprefix("ses-") for label in sessions],
@@ -65,27 +71,48 @@ def find(
     }
     selection = {key: labels for key, labels in chosen.items() if labels}
 
-    everything = _index(root, wanted, database)
+    everything = [f for f in _index(root, survey.wanted, database) if not survey.ignores(f.path)]
     sidecars = Sidecars(root, [f for f in everything if f.extension == ".json"])
     groups: dict[tuple[Any, ...], list[File]] = defaultdict(list)
     for item in everything:
-        if item.extension in (".nii", ".nii.gz") and item.folder.name == "anat":
+        if item.is_image and fault_of(PurePosixPath(relative(item.path, root))) is None:
             groups[item.group].append(item)
     candidates = [group for group in groups.values() if _is_candidate(group)]
     labels = _labels([group[0] for group in candidates])
-    found = []
+    indexed = {item.path for group in candidates for item in group}
+    refusals = survey.refusals(indexed, selection | query)
+    found: dict[str, Acquisition] = {}
     for group, named in zip(candidates, labels, strict=True):
-        if named["anat"]["subject"] not in wanted or not _matches(group[0].shared, selection):
+        if named["anat"]["subject"] not in survey.wanted or not _matches(
+            group[0].shared, selection
+        ):
             continue
         kept = [item for item in group if _matches(item.query, query)]
-        if kept:
-            found.append(_assemble(root, kept, named, sidecars))
-    return sorted(found, key=lambda acquisition: natural(acquisition.name))
+        if not kept:
+            continue
+        if reason := _wrong_parts(kept):
+            wrong_first = sorted(kept, key=lambda item: item.part in PARTS)
+            refusals.append(survey.refusal(wrong_first, reason))
+            continue
+        acquisition = _assemble(root, kept, named, sidecars)
+        if twin := found.get(acquisition.name):
+            reason = (
+                f"its maps would be named {acquisition.name}, as those of "
+                f"{twin.relative(twin.signal[0])}: rename it"
+            )
+            refusals.append(survey.refusal(kept, reason))
+            continue
+        found[acquisition.name] = acquisition
+    return Found(
+        tuple(sorted(found.values(), key=lambda acquisition: natural(acquisition.name))),
+        tuple(sorted(refusals, key=lambda refusal: natural(refusal.where))),
+        survey.notes(),
+    )
 
 
 def _index(root: Path, participants: Sequence[str], database: str | Path | None) -> list[File]:
     """Images and sidecars that could belong to an acquisition, by pybids."""
-    from bids.layout import BIDSLayout, BIDSLayoutIndexer, parse_file_entities
+    from bids.layout import BIDSLayout, BIDSLayoutIndexer
 
     # Matched against paths that begin with a slash at the dataset's root: what is no subject,
     # and within subjects what is neither anat nor a sidecar on the way to it.
@@ -93,6 +120,8 @@ def _index(root: Path, participants: Sequence[str], database: str | Path | None)
         re.compile(r"^/(?!sub-|[^/]*\.json$)[^/]+$"),
         re.compile(r"^/sub-[^/]+/(ses-[^/]+/)?(?!anat$|ses-|[^/]*\.json$)[^/]+$"),
     ]
+    # SQLite, which pybids writes into, takes no name whose bytes are no UTF-8.
+    ignore.append(re.compile("^.*[\ud800-\udfff]"))
     if database is None:
         labels = "|".join(map(re.escape, participants)) or "(?!)"
         ignore.append(re.compile(rf"^/sub-(?!(?:{labels})(?:/|$))"))
@@ -102,35 +131,12 @@ def _index(root: Path, participants: Sequence[str], database: str | Path | None)
         database_path=database,
         indexer=BIDSLayoutIndexer(validate=False, ignore=ignore, index_metadata=False),
     )
-    entities = [e for name, e in layout.get_entities(metadata=False).items() if name in ENTITIES]
     found = []
     for text in layout.get_files(scope="self"):
         path = Path(text)
-        name = re.fullmatch(r"(?:.+_)?([a-zA-Z0-9+]+)(\.nii|\.nii\.gz|\.json)", path.name)
-        if name is None:
-            continue
-        # Relative to the root: pybids searches whole paths, and an "acq-x" above is no entity.
-        parsed = parse_file_entities(f"/{relative(path, root)}", entities=entities)
-        labels_here = {key: str(parsed[key]) for key in ENTITIES if key in parsed}
-        found.append(File(path, labels_here, name[1], name[2]))
+        if name := NAME.fullmatch(path.name):
+            found.append(File(path, entities_of(path.name), name["suffix"], name["extension"]))
     return sorted(found, key=lambda item: natural(str(item.path)))
-
-
-def _present(root: Path, participants: Sequence[str]) -> list[str]:
-    """Labels to look for; those asked for must have a folder."""
-    present = sorted(
-        path.name.removeprefix("sub-") for path in root.glob("sub-*") if path.is_dir()
-    )
-    if not present:
-        msg = f"{root}: no folder sub-*; give the root of a BIDS dataset"
-        raise ValueError(msg)
-    wanted = [str(label).removeprefix("sub-") for label in participants]
-    missing = [label for label in wanted if label not in present]
-    if missing:
-        shown = ", ".join(present[:20]) + (", ..." if len(present) > 20 else "")
-        msg = f"{root}: no participant {', '.join(missing)}; there are {shown}"
-        raise ValueError(msg)
-    return wanted or present
 
 
 def _query(filters: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -171,7 +177,25 @@ def _matches(entities: Mapping[str, str], query: Mapping[str, Any]) -> bool:
 
 
 def _is_candidate(group: Sequence[File]) -> bool:
-    return group[0].suffix in ALWAYS or any(f.part in ("phase", "real", "imag") for f in group)
+    return group[0].suffix in ALWAYS or any(
+        right_part(item.part) in ("phase", "real", "imag") for item in group
+    )
+
+
+def _wrong_parts(group: Sequence[File]) -> str:
+    """Say which parts of an acquisition BIDS does not know; "" if all are right."""
+    wrong = dict.fromkeys(item.part for item in group if item.part not in PARTS)
+    if not wrong:
+        return ""
+    shown = []
+    for part in wrong:
+        token = part if "-" in part else f"part-{part}"
+        right = right_part(part)
+        shown.append(f"write part-{right} for {token}" if right else f"{token} is unknown")
+    return (
+        f"BIDS has part-mag, part-phase, part-real and part-imag: {', '.join(shown)} in the names "
+        "of the images and their sidecars"
+    )
 
 
 def _assemble(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from qsmpipe.bids.entities import relative
+from qsmpipe.bids.names import part_of
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,11 @@ class File:
     extension: str
 
     @property
+    def is_image(self) -> bool:
+        """Whether it holds voxels."""
+        return self.extension != ".json"
+
+    @property
     def folder(self) -> Path:
         """Where it lies."""
         return self.path.parent
@@ -28,7 +34,12 @@ class File:
     @property
     def shared(self) -> dict[str, str]:
         """Entities that all files of an acquisition have in common."""
-        return {k: v for k, v in self.entities.items() if k not in ("echo", "part")}
+        apart = {"echo", "part"}
+        if self.part.startswith("rec-"):
+            apart.add("reconstruction")
+        elif self.part.startswith("acq-"):
+            apart.add("acquisition")
+        return {k: v for k, v in self.entities.items() if k not in apart}
 
     @property
     def group(self) -> tuple[Any, ...]:
@@ -43,8 +54,8 @@ class File:
 
     @property
     def part(self) -> str:
-        """Magnitude, unless the name says otherwise."""
-        return self.entities.get("part", "mag")
+        """Magnitude, unless the name says otherwise, by whatever word."""
+        return part_of(self.entities)
 
 
 class Sidecars:

@@ -7,7 +7,7 @@ every message names the file, the value and the remedy.
 from collections.abc import Sequence
 from typing import Any
 
-from qsmpipe.bids import Acquisition
+from qsmpipe.bids import Acquisition, Refusal
 from qsmpipe.checks.examination import Examination, Finding, Notebook, head_name, heads
 from qsmpipe.checks.given import examine_mask, with_given
 from qsmpipe.checks.headers import check_headers
@@ -22,7 +22,8 @@ from qsmpipe.checks.sidecars import (
 from qsmpipe.checks.voxels import read_scan
 
 __all__ = [
-    "Examination", "Finding", "examine", "examine_mask", "head_name", "heads", "with_given",
+    "Examination", "Finding", "examine", "examine_mask", "head_name", "heads", "refused",
+    "with_given",
 ]  # fmt: skip
 
 
@@ -73,3 +74,10 @@ def examine(
                     acquisition, scan, rule, echo_times, strength, notes
                 )
     return Examination(acquisition, tuple(notes), **found)
+
+
+def refused(refusal: Refusal) -> Examination:
+    """Report images that :func:`qsmpipe.bids.find` left out like an acquisition."""
+    notes = Notebook()
+    notes.error("names", refusal.message)
+    return Examination(refusal.acquisition, tuple(notes))

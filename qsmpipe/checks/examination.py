@@ -51,6 +51,9 @@ class Examination:
     def summary(self) -> dict[str, str]:
         """Give the acquisition as label and text, for the report and for a dry run."""
         acquisition, metadata = self.acquisition, self.acquisition.metadata
+        if not acquisition.sources:
+            left_out = ", ".join(acquisition.relative(path) for path in acquisition.ignored)
+            return {"Files left out": left_out}
         times = [1000 * time for time in self.echo_times]
         rows: dict[str, Any] = {
             "Files": f"{len(acquisition.sources)} {acquisition.suffix} ({_parts(acquisition)})",

@@ -74,6 +74,9 @@ def with_given(
     examined = []
     for examination in examinations:
         acquisition, notes = examination.acquisition, Notebook()
+        if not acquisition.sources:  # left out for its name: nothing can belong to it
+            examined.append(examination)
+            continue
         if kind == "csf" and len(examination.echo_times) < 2:
             notes.error(
                 "reference",

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from qsmpipe import bids, checks, derivatives, files, records
-from qsmpipe.bids import Acquisition
+from qsmpipe.bids import Acquisition, Found
 from qsmpipe.checks import Examination, Finding, head_name
 from qsmpipe.cli.errors import Exit, RunError
 from qsmpipe.cli.logs import log_to
@@ -54,8 +54,8 @@ def run(request: Request) -> int:
         if request.reports_only:
             return _report_anew(output)
         _validate(settings)
-        acquisitions = _find(settings)
-        examinations, given = _with_given(_examine(acquisitions, settings), settings)
+        found = _find(settings)
+        examinations, given = _with_given(_examine(found, settings), settings)
         heads = checks.heads(examinations) if settings.methods("cosmos") else []
         if request.dry_run:
             _say(examinations, settings)
@@ -280,7 +280,7 @@ def _validate(settings: Settings) -> None:
         )
 
 
-def _find(settings: Settings) -> list[Acquisition]:
+def _find(settings: Settings) -> Found:
     filters = None
     if settings.bids_filter_file:
         try:
@@ -301,7 +301,9 @@ def _find(settings: Settings) -> list[Acquisition]:
         )
     except ValueError as error:
         raise RunError(Exit.NO_FILES, str(error)) from error
-    if not found:
+    for note in found.notes:
+        _line(note)
+    if not found and not found.refusals:
         raise RunError(
             Exit.NO_FILES,
             f"{settings.bids_dir}: no gradient-echo acquisition (MEGRE, T2starw, or anat files "
@@ -310,8 +312,9 @@ def _find(settings: Settings) -> list[Acquisition]:
     return found
 
 
-def _examine(acquisitions: list[Acquisition], settings: Settings) -> list[Examination]:
-    return [_examined(acquisition, settings) for acquisition in acquisitions]
+def _examine(found: Found, settings: Settings) -> list[Examination]:
+    examined = [_examined(acquisition, settings) for acquisition in found]
+    return examined + [checks.refused(refusal) for refusal in found.refusals]
 
 
 def _examined(acquisition: Acquisition, settings: Settings) -> Examination:
