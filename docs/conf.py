@@ -58,7 +58,7 @@ API = [
 ]  # fmt: skip
 """Pages of docs/api, in the order of processing."""
 
-PROJECT = ["CHANGELOG", "CONTRIBUTING", "docs/adding_a_method", "docs/releasing"]
+PROJECT = ["CHANGELOG", "CONTRIBUTING", "docs/releasing"]
 """Pages for who works on qsmpipe itself."""
 
 
