@@ -8,8 +8,8 @@ import pytest
 DOCS = Path(__file__).parents[1] / "docs"
 
 SHORTER = {
-    '"demo"': '"gre3t"',
     "simulate demo": "simulate gre3t",
+    "[0.005, 0.011, 0.017, 0.023]": "[0.005, 0.010, 0.015, 0.020, 0.025]",
     "steps = 500": "steps = 4",
     "validate_every = 100": "validate_every = 2",
 }
