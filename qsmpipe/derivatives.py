@@ -1,13 +1,10 @@
 """The derivative dataset: what its maps' sidecars say, and what describes it as a whole."""
 
-import functools
 import json
 import os
-import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
-from importlib.resources import files as package_files
 from pathlib import Path
 from typing import Any, TypeAlias
 from urllib.parse import quote, unquote
@@ -17,6 +14,7 @@ from qsmpipe.bids import BIDS_VERSION, Acquisition
 from qsmpipe.checks import Examination
 from qsmpipe.maps import OUTPUTS, Output
 from qsmpipe.methods import METHODS
+from qsmpipe.references import references
 
 ACQUISITION_KEYS = (
     "Manufacturer", "ManufacturersModelName", "SoftwareVersions", "ImagingFrequency",
@@ -222,23 +220,9 @@ def _estimation(row: Output, steps: Sequence[Mapping[str, Any]]) -> tuple[str, s
             method = METHODS[stage][name]
             summaries.append(method.summary)
             keys |= dict.fromkeys(method.cite)
-    dois = _dois()
-    return "; ".join(dict.fromkeys(summaries)), "; ".join(dois.get(key, key) for key in keys)
-
-
-@functools.cache
-def _dois() -> dict[str, str]:
-    """Citation key to DOI, from the package's bibliography."""
-    path = package_files("qsmpipe.data").joinpath("references.bib")
-    if not path.is_file():
-        return {}
-    found = {}
-    for entry in re.split(r"^@", path.read_text(encoding="utf-8"), flags=re.MULTILINE):
-        key = re.match(r"\w+\s*{\s*([^,\s]+)", entry)
-        doi = re.search(r"\bdoi\s*=\s*[{\"]\s*([^}\"]+?)\s*[}\"]", entry, re.IGNORECASE)
-        if key and doi:
-            found[key[1]] = "doi:" + re.sub(r"^https?://(dx\.)?doi\.org/", "", doi[1])
-    return found
+    known = references()
+    sources = (f"doi:{known[key].doi}" if known[key].doi else key for key in keys)
+    return "; ".join(dict.fromkeys(summaries)), "; ".join(sources)
 
 
 def _plain(value: Any) -> Any:

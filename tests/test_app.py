@@ -249,11 +249,15 @@ def test_the_methods_text_comes_without_a_run(
         (["{data}", "{out}", "participant", "--participant-label", "99"], 18, ""),
         (["{data}", "{out}", "participant", "--device", "cuda"], 64, "no CUDA device"),
         (["{data}", "{out}", "participant", "--mask", "given"], 64, "--derivatives"),
-        (["{data}", "{out}", "participant", "--config_file", "/nowhere"], 64, "TOML"),
+        (
+            ["{data}", "{out}", "participant", "--config_file", "/nowhere"],
+            64,
+            "/nowhere: No such file",
+        ),
         (
             ["{data}", "{out}", "participant", "--set", "inversion.tfi.edges=1.5"],
             64,
-            "inversion.tfi.edges must be 0.0 <= a floating point number < 1.0, but 1.5 was given",
+            "inversion.tfi.edges is 1.5: give a number of 0 or more and below 1",
         ),
         (
             ["{data}", "{out}", "participant", "--set", "inversion.tfi.lambda=-1"],
@@ -263,7 +267,7 @@ def test_the_methods_text_comes_without_a_run(
         (
             ["{data}", "{out}", "participant", "--set", "mask.bet.fractional_intensity=3"],
             64,
-            "mask.bet.fractional_intensity must be",
+            "mask.bet.fractional_intensity is 3: give a number above 0 and below 1",
         ),
     ],
 )

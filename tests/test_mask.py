@@ -293,12 +293,24 @@ def test_quality_leaves_noise_out() -> None:
 
 
 def test_otsu_splits_two_heaps() -> None:
-    filters = pytest.importorskip("skimage.filters", reason="scikit-image is not installed")
+    """Where the variance between both parts is largest, by trying every value (and not bins)."""
     random = np.random.default_rng(4)
     values = np.concatenate([random.normal(0.2, 0.05, 3000), random.normal(0.7, 0.1, 1000)])
-    values = values.clip(0.01, 1)
-    level = otsu(torch.from_numpy(values).reshape(10, 20, 20))
-    assert level == pytest.approx(filters.threshold_otsu(values, nbins=256), abs=0.005)
+    values = np.sort(values.clip(0.01, 1))
+    image = np.concatenate([values, np.zeros(96)]).reshape(16, 16, 16)  # 0 is no quality
+
+    def between(n: int) -> float:
+        return n * (values.size - n) * (values[:n].mean() - values[n:].mean()) ** 2
+
+    level = otsu(torch.from_numpy(image))
+    assert 0.35 < level < 0.55, "the heaps meet there"
+    best = max(map(between, range(1, values.size)))
+    assert between(np.count_nonzero(values <= level)) > 0.999 * best
+
+
+def test_otsu_finds_nothing_in_one_value() -> None:
+    with pytest.raises(ValueError, match="the quality map is constant"):
+        otsu(torch.full((4, 4, 4), 0.5))
 
 
 def test_what_is_no_quality_map_is_refused() -> None:

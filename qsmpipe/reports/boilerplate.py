@@ -7,15 +7,13 @@ import json
 import re
 import string
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache
-from importlib.resources import files as package_files
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from qsmpipe import files
 from qsmpipe.methods import METHODS, needs_background
 from qsmpipe.records import Record, Run, Step
+from qsmpipe.references import bibliography
 from qsmpipe.reports.labels import CHI_MEAN, REFERENCE
 
 CONSENSUS = "qsmconsensus2024"
@@ -97,71 +95,6 @@ CHECKLIST = (
 """Rows of Tables 3 and 4 that an acquisition's record can answer."""
 
 
-@dataclass(frozen=True)
-class Reference:
-    """An entry of ``references.bib``."""
-
-    key: str
-    kind: str
-    fields: Mapping[str, str]
-    source: str
-    """The entry as it stands in the file."""
-
-    @property
-    def text(self) -> str:
-        """Authors, year, title and place, as a reader wants them."""
-        authors = [name for name in re.split(r"\s+and\s+", self.fields.get("author", "")) if name]
-        names = [
-            name.strip() if name.startswith("{") or "," not in name else _initials(name)
-            for name in authors
-        ]
-        shown = ", ".join(n for n in names if n != "others") + (
-            " et al." if "others" in names else "."
-        )
-        place = self.fields.get("journal") or self.fields.get("booktitle")
-        parts = [
-            _plain(shown),
-            f"{_plain(self.fields.get('title', ''))}.",
-            _plain(place or self.fields.get("howpublished", "")),
-            self.fields.get("year", ""),
-        ]
-        where = self.fields.get("volume", "")
-        if pages := self.fields.get("pages"):
-            where += f":{pages.replace('--', '-')}"
-        text = " ".join(part for part in parts if part)
-        text = f"{text}{';' + where if where else ''}"
-        return re.sub(r"\?\.", "?", text if text.endswith(".") else f"{text}.")
-
-    @property
-    def link(self) -> str:
-        """Address of the DOI."""
-        doi = self.fields.get("doi")
-        return f"https://doi.org/{doi}" if doi else self.fields.get("url", "")
-
-
-def _initials(name: str) -> str:
-    family, given = (part.strip() for part in name.split(",", 1))
-    letters = "".join(word[0] for word in re.split(r"[\s.-]+", given) if word)
-    return f"{family} {letters}"
-
-
-def _plain(text: str) -> str:
-    text = text.replace(r"{\"u}", "ü").replace(r"{\'e}", "é")
-    return re.sub(r"[{}]", "", text)
-
-
-@cache
-def references() -> dict[str, Reference]:
-    """Read ``references.bib``: key to entry."""
-    text = package_files("qsmpipe.data").joinpath("references.bib").read_text(encoding="utf-8")
-    found = {}
-    for entry in re.finditer(r"^@(\w+)\{([^,\s]+),\n(.*?)^\}$", text, re.M | re.S):
-        kind, key, body = entry.groups()
-        fields = dict(re.findall(r"^\s*(\w+)\s*=\s*\{(.*)\},?$", body, re.M))
-        found[key] = Reference(key, kind, fields, entry[0])
-    return found
-
-
 def methods_text(records: Sequence[Record], runs: Mapping[str, Run]) -> str:
     """Write the methods section of one run or of several.
 
@@ -207,12 +140,6 @@ def _by_software(
             key = (*run.versions.items(), run.settings.get("reference"))
             groups.setdefault(key, (run, []))[1].append(record)
     yield from groups.values()
-
-
-def bibliography(text: str) -> str:
-    """Collect the BibTeX entries that a text cites."""
-    known = references()
-    return "\n\n".join(known[key].source for key in sorted(set(cited(text)) & set(known))) + "\n"
 
 
 def cited(text: str) -> list[str]:
@@ -298,7 +225,7 @@ def write_boilerplate(
     markdown = "\n\n".join(part for part in text if part) + "\n"
     return (
         files.write(Path(folder) / "CITATION.md", markdown),
-        files.write(Path(folder) / "CITATION.bib", bibliography(methods)),
+        files.write(Path(folder) / "CITATION.bib", bibliography(cited(methods))),
     )
 
 

@@ -16,12 +16,12 @@ from markupsafe import Markup, escape
 from qsmpipe import files
 from qsmpipe.methods import METHODS
 from qsmpipe.records import Figure, Logbook, NodeRun, Number, Record, Run, Step, said_of
+from qsmpipe.references import references
 from qsmpipe.reports.boilerplate import (
     STAGES,
     checklist,
     cited,
     methods_text,
-    references,
     settings_text,
     value_text,
 )

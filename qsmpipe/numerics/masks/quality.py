@@ -2,8 +2,8 @@
 
 from typing import Literal
 
-import numpy as np
 import torch
+from skimage.filters import threshold_otsu
 from torch import Tensor
 
 from qsmpipe.numerics.fourier import Zooms
@@ -88,9 +88,4 @@ def otsu(image: Tensor) -> float:
     if values.size == 0 or values.min() == values.max():
         msg = "the quality map is constant: Otsu's method finds no threshold in it, give a number"
         raise ValueError(msg)
-    counts, edges = np.histogram(values, bins=BINS)
-    centres = (edges[:-1] + edges[1:]) / 2
-    below, sums = np.cumsum(counts)[:-1], np.cumsum(counts * centres)
-    above = values.size - below
-    difference = sums[:-1] / below - (sums[-1] - sums[:-1]) / above
-    return float(centres[np.argmax(below * above * difference**2.0)])
+    return float(threshold_otsu(values, nbins=BINS))
