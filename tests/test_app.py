@@ -20,7 +20,9 @@ from nipype.pipeline.engine.utils import load_resultfile
 
 from qsmpipe import __version__, examples
 from qsmpipe.cli import main
+from qsmpipe.cli.errors import RunError
 from qsmpipe.cli.plugin import ProcessPerNode
+from qsmpipe.cli.resources import read_plugin
 from qsmpipe.nets.cards import read_card
 
 EXAMPLES = Path(__file__).parents[1] / "bids_examples"
@@ -243,7 +245,10 @@ def test_the_methods_text_comes_without_a_run(
         (["{data}", "{out}", "participant", "--inverison", "tv"], 64, "--inverison"),
         (["{data}", "{out}", "participant", "--set", "inversion.lamda=1"], 64, "did you mean"),
         (["{data}", "{data}", "participant"], 64, "dataset itself"),
+        (["{data}", "{data}/sub-01/anat", "participant"], 64, "among the dataset's own files"),
+        (["{data}", "{data}/sub-new/qsm", "participant"], 64, "among the dataset's own files"),
         (["{data}", "{out}", "participant", "-w", "{data}/work"], 64, "inside the dataset"),
+        (["{data}", "{out}", "participant", "--use-plugin", "{out}.yml"], 64, "No such file"),
         (["/nowhere", "{out}", "participant"], 66, "no such folder"),
         (["{data}", "/proc/out", "participant", "--skip-bids-validation"], 73, "cannot write"),
         (["{data}", "{out}", "participant", "--participant-label", "99"], 18, ""),
@@ -282,10 +287,36 @@ def test_what_cannot_start_says_why(
     words = [word.format(**places) for word in words]
     if "-w" not in words and len(words) > 2:
         words += ["--work-dir", str(tmp_path / "work"), "--skip_bids_validation"]
-    assert main(words) == code
-    said = capsys.readouterr().err
-    assert message in said
-    assert "Traceback" not in said
+    # A dry run writes nothing, so that it does not know where it may not write.
+    for mode in ([], ["--dry-run"] if code != 73 else []):
+        assert main([*words, *mode]) == code
+        said = capsys.readouterr().err
+        assert message in said
+        assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("- 1", "it holds 'plugin: NAME'"),
+        ("plugin: 3", "it holds 'plugin: NAME'"),
+        ("plugin: Linear\nplugin_args: [1]", "may hold 'plugin_args"),
+        (
+            "plugin: SLURMGraph",
+            "never tells what became of it; use SLURM",
+        ),
+        ("plugin: Slurm", "Nipype has no plugin 'Slurm': choose from Debug, Linear"),
+        ("plugin: [", "while parsing"),
+        ("plugin: \xff", "use-plugin"),
+    ],
+)
+def test_a_plugin_that_cannot_be_is_refused(text: str, message: str, tmp_path: Path) -> None:
+    file = tmp_path / "plugin.yml"
+    file.write_bytes(text.encode("latin-1"))
+    with pytest.raises(RunError, match=message) as failure:
+        read_plugin(str(file))
+    assert str(failure.value).startswith(f"--use-plugin {file}: ")
+    assert "\n" not in str(failure.value)
 
 
 def test_another_plugin_runs_the_same_graph(

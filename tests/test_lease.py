@@ -26,9 +26,10 @@ from nipype.pipeline.plugins.slurm import SLURMPlugin
 
 from qsmpipe.chain import Chain
 from qsmpipe.cli.errors import RunError
-from qsmpipe.cli.execute import _cause, _runner, _use_gpu
+from qsmpipe.cli.execute import Graph, _cause, _runner
 from qsmpipe.cli.plugin import ProcessPerNode
 from qsmpipe.cli.progress import RunProgress
+from qsmpipe.cli.resources import has_gpu, read_plugin
 from qsmpipe.interfaces import lease as leases
 from qsmpipe.interfaces.base import Stage, StageInputSpec
 from qsmpipe.interfaces.lease import VISIBLE, lease, visible_devices
@@ -499,7 +500,8 @@ def test_a_run_has_as_many_gpu_slots_as_devices(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def slots(settings: Settings, *, use_gpu: bool) -> dict[str, Any]:
-        runner = _runner(settings, 4, tmp_path / "log", RunProgress({}), use_gpu=use_gpu)
+        graph = Graph(Workflow("slots"), {}, {}, use_gpu, read_plugin(settings.use_plugin))
+        runner = _runner(graph, settings, tmp_path / "log", RunProgress({}))
         if not settings.use_plugin:
             assert runner["plugin"].n_gpu_procs == runner["plugin"].plugin_args["n_gpu_procs"]
             return runner["plugin"].plugin_args
@@ -520,10 +522,10 @@ def test_a_run_has_as_many_gpu_slots_as_devices(
 
 def test_a_host_that_submits_jobs_needs_no_gpu_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert _use_gpu("cuda", here=False)
-    assert not _use_gpu("auto", here=False)
+    assert has_gpu("cuda", ("SLURM", {}))
+    assert not has_gpu("auto", ("SLURM", {}))
     with pytest.raises(RunError, match="no CUDA device"):
-        _use_gpu("cuda")
+        has_gpu("cuda", None)
 
 
 def test_nodes_one_after_another_in_one_process(

@@ -22,15 +22,13 @@ from qsmpipe.cli.errors import Exit, RunError
 from qsmpipe.cli.logs import log_to
 from qsmpipe.cli.plugin import ProcessPerNode, crash_folder
 from qsmpipe.cli.progress import RunProgress, is_plumbing, label
+from qsmpipe.cli.resources import has_gpu, read_plugin
 from qsmpipe.cli.signals import Stopped
 from qsmpipe.interfaces.lease import visible_devices
 from qsmpipe.records import Failure, NodeRun, Record
 from qsmpipe.settings import Settings
 from qsmpipe.workflows.base import head_workflow, init_acquisition_wf, init_run_wf
 from qsmpipe.workflows.stage import take_gpus
-
-ON_THIS_HOST = ("Linear", "MultiProc", "LegacyMultiProc")
-"""Nipype's plugins that hand no node to another host."""
 
 ENDED_EARLY = (
     "the run ended before this acquisition was done: the same command goes on from where it ended"
@@ -107,8 +105,8 @@ def prepare(
     _configure(log_file, settings, verbose=verbose)
     # Acquisitions side by side use processors better than threads of one node do.
     threads = settings.omp_nthreads or max(1, min(_processors(settings) // len(examinations), 8))
-    plugin = _plugin(settings)
-    use_gpu = _use_gpu(settings.device, here=plugin is None or plugin[0] in ON_THIS_HOST)
+    plugin = read_plugin(settings.use_plugin)
+    use_gpu = has_gpu(settings.device, plugin)
     workflow, unbuilt = build(examinations, settings, given, threads=threads, use_gpu=use_gpu)
     if workflow is None:
         raise RunError(Exit.USAGE, "; ".join(dict.fromkeys(unbuilt.values())))
@@ -259,21 +257,6 @@ def _configure(log_file: Path, settings: Settings, *, verbose: int) -> None:
     )
 
 
-def _use_gpu(device: str, *, here: bool = True) -> bool:
-    if device == "cpu":
-        return False
-    if device == "cuda" and not here:
-        return True  # the host that submits jobs need not have what they ask for
-    import torch
-
-    found = torch.cuda.is_available()
-    if device == "cuda" and not found:
-        raise RunError(
-            Exit.USAGE, "--device cuda: no CUDA device is visible; use --device auto or cpu"
-        )
-    return found
-
-
 def _processors(settings: Settings) -> int:
     return settings.nprocs or len(os.sched_getaffinity(0))
 
@@ -298,30 +281,6 @@ def _runner(
     plugin, own = graph.plugin
     del arguments["log_file"]
     return {"plugin": plugin, "plugin_args": arguments | own}
-
-
-def _plugin(settings: Settings) -> tuple[str, dict[str, Any]] | None:
-    """Read the name and the arguments of the plugin that the user chose."""
-    if not settings.use_plugin:
-        return None
-    import yaml
-
-    try:
-        chosen = yaml.safe_load(Path(settings.use_plugin).read_text())
-        plugin, own = chosen["plugin"], chosen.get("plugin_args", {})
-    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
-        raise RunError(
-            Exit.USAGE,
-            f"--use-plugin {settings.use_plugin}: {error}; it holds 'plugin: NAME' and "
-            "'plugin_args: {{...}}'",
-        ) from error
-    if plugin.endswith("Graph"):
-        raise RunError(
-            Exit.USAGE,
-            f"--use-plugin {settings.use_plugin}: {plugin} hands the graph over and never tells "
-            f"what became of it; use {plugin.removesuffix('Graph')}",
-        )
-    return plugin, own
 
 
 def _nodes(workflow: Workflow) -> dict[str, list[Node]]:

@@ -20,6 +20,7 @@ from qsmpipe.checks import Examination, Finding, head_name
 from qsmpipe.cli.errors import Exit, RunError
 from qsmpipe.cli.logs import log_to
 from qsmpipe.cli.parser import Request
+from qsmpipe.cli.resources import has_gpu, read_plugin
 from qsmpipe.cli.signals import Stopped, Watch, stoppable
 from qsmpipe.methods import needs_background
 from qsmpipe.records import Logbook, Record, Run
@@ -53,6 +54,8 @@ def run(request: Request) -> int:
     with stoppable() as watch:
         if request.reports_only:
             return _report_anew(output)
+        if not request.boilerplate_only:
+            has_gpu(settings.device, read_plugin(settings.use_plugin))
         _validate(settings)
         found = _find(settings)
         examinations, given = _with_given(_examine(found, settings), settings)
@@ -229,6 +232,13 @@ def _check_folders(settings: Settings) -> None:
             Exit.USAGE,
             f"the output folder is the dataset itself: choose another, for example "
             f"{source / 'derivatives' / 'qsmpipe'}",
+        )
+    inside = output.relative_to(source).parts[0] if output.is_relative_to(source) else ""
+    if inside.startswith("sub-"):
+        raise RunError(
+            Exit.USAGE,
+            f"the output folder {output} lies among the dataset's own files, in {inside}: choose "
+            f"another, for example {source / 'derivatives' / 'qsmpipe'}",
         )
     if work == source or (work.is_relative_to(source) and not work.is_relative_to(output)):
         raise RunError(

@@ -1,0 +1,77 @@
+"""What computes the nodes: a plugin of Nipype's, and a GPU or none."""
+
+from pathlib import Path
+from typing import Any
+
+from qsmpipe.cli.errors import Exit, RunError
+
+ON_THIS_HOST = ("Linear", "MultiProc", "LegacyMultiProc")
+"""Nipype's plugins that hand no node to another host."""
+
+Plugin = tuple[str, dict[str, Any]]
+"""Name and arguments."""
+
+
+def read_plugin(path: str) -> Plugin | None:
+    """Read the plugin that the user chose; None where ``path`` is empty.
+
+    Raises
+    ------
+    RunError
+        If the file cannot be read, or names no plugin that can be used.
+    """
+    if not path:
+        return None
+    import yaml
+
+    wrong = f"--use-plugin {path}: "
+    try:
+        chosen = yaml.safe_load(Path(path).read_bytes())
+    except (OSError, yaml.YAMLError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
+        raise RunError(Exit.USAGE, f"{wrong}{reason}") from error
+    plugin = chosen.get("plugin") if isinstance(chosen, dict) else None
+    own = chosen.get("plugin_args", {}) if isinstance(chosen, dict) else None
+    if not (isinstance(plugin, str) and isinstance(own, dict)):
+        said = "it holds 'plugin: NAME', and may hold 'plugin_args: {NAME: VALUE}'"
+        raise RunError(Exit.USAGE, wrong + said)
+    if plugin.endswith("Graph"):
+        raise RunError(
+            Exit.USAGE,
+            f"{wrong}{plugin} hands the graph over and never tells what became of it; use "
+            f"{plugin.removesuffix('Graph')}",
+        )
+    from nipype.pipeline import plugins
+
+    known = [
+        name.removesuffix("Plugin")
+        for name in vars(plugins)
+        if name.endswith("Plugin") and not name.endswith("GraphPlugin")
+    ]
+    if plugin not in known:
+        raise RunError(
+            Exit.USAGE, f"{wrong}Nipype has no plugin {plugin!r}: choose from {', '.join(known)}"
+        )
+    return plugin, own
+
+
+def has_gpu(device: str, plugin: Plugin | None) -> bool:
+    """Whether nodes shall compute on a GPU.
+
+    Raises
+    ------
+    RunError
+        If one is asked for, and there is none where the nodes will run.
+    """
+    if device == "cpu":
+        return False
+    if device == "cuda" and plugin is not None and plugin[0] not in ON_THIS_HOST:
+        return True  # the host that submits jobs need not have what they ask for
+    import torch
+
+    found = torch.cuda.is_available()
+    if device == "cuda" and not found:
+        raise RunError(
+            Exit.USAGE, "--device cuda: no CUDA device is visible; use --device auto or cpu"
+        )
+    return found
