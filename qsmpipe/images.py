@@ -17,6 +17,7 @@ from torch import Tensor
 
 from qsmpipe.numerics.fourier import Zooms
 from qsmpipe.placement import Place, Transform, b0_direction, place, same_place
+from qsmpipe.pointers import not_fetched
 
 UNITS = {1: ("m", 1000.0), 2: ("mm", 1.0), 3: ("micron", 0.001)}
 """Spatial part of ``xyzt_units`` to its name and its length in mm."""
@@ -63,11 +64,15 @@ def _open(path: str | Path) -> nb.Nifti1Image:
     try:
         image = nb.load(path)
     except FileNotFoundError:
-        msg = f"{path}: no such image"
+        remedy = not_fetched(path)
+        msg = f"{path}: no such image" + (f" ({remedy})" if remedy else "")
         raise ValueError(msg) from None
     except (
         nb.filebasedimages.ImageFileError, HeaderDataError, ValueError, OSError, EOFError
     ) as error:  # fmt: skip
+        if remedy := not_fetched(path):
+            msg = f"{path}: no image ({remedy})"
+            raise ValueError(msg) from error
         msg = f"{path}: not a readable NIfTI image ({error}); copy or convert it again"
         raise ValueError(msg) from error
     if not isinstance(image, nb.Nifti1Image):

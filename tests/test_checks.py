@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -166,6 +167,66 @@ def test_real_and_imaginary_beside_magnitude_and_phase(tmp_path: Path) -> None:
     assert len(found.acquisition.ignored) == 6
 
 
+MEANT: dict[str, tuple[dict, Break | None, str]] = {
+    "text": ({"MagneticFieldStrength": "3"}, None, "and 5 more: MagneticFieldStrength '3' is"),
+    "text with its unit": (
+        {"ImagingFrequency": "127.7 MHz"}, None, "ImagingFrequency '127.7 MHz' is read as 127.7",
+    ),
+    "a list of one": ({"MagneticFieldStrength": [3.0]}, None, "[3.0] is read as 3.0"),
+    "echo times as text": (
+        {}, lambda root: sidecars(
+            root, lambda text: re.sub(r'"EchoTime": (\S+),', r'"EchoTime": "\1",', text)
+        ),
+        "and 5 more: EchoTime '0.004' is read as 0.004",
+    ),
+    "echo times as lists": (
+        {}, lambda root: sidecars(
+            root, lambda text: re.sub(r'"EchoTime": (\S+),', r'"EchoTime": [\1],', text)
+        ),
+        "and 5 more: EchoTime [0.004] is read as 0.004",
+    ),
+    "manufacturer in a list": ({"Manufacturer": ["Siemens"]}, None, "['Siemens'] is read as"),
+    "Latin-1": (
+        {"InstitutionName": "Universit\u00e4t"}, lambda root: sidecars(
+            root, lambda text: text.replace("\\u00e4", "\u00e4").encode("latin-1")
+        ),
+        "and 5 more: not in UTF-8, and read as Latin-1",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("knobs", "harm", "remark"), MEANT.values(), ids=MEANT)
+def test_what_is_meant_without_doubt_is_read_with_a_note(
+    knobs: dict, harm: Break | None, remark: str, tmp_path: Path
+) -> None:
+    root = write(tmp_path, **knobs)
+    if harm is not None:
+        harm(root)
+    found = look(root)
+    assert not found.errors
+    assert not found.warnings
+    assert found.echo_times == (0.004, 0.009, 0.014)
+    assert found.field_strength == pytest.approx(3, rel=1e-3)
+    (told,) = (f.message for f in found.findings if f.check == "sidecar")
+    assert told.startswith("sub-01/anat/sub-01_echo-1_part-mag_MEGRE.json")
+    assert remark in told
+
+
+@pytest.mark.parametrize("damage", ["{", "", "[1]"])
+def test_nothing_follows_from_a_sidecar_that_cannot_be_read(damage: str, tmp_path: Path) -> None:
+    root = write(tmp_path)
+    sidecars(root, lambda text: damage)
+    (finding,) = look(root).findings
+    assert (finding.level, finding.check) == ("error", "sidecar")
+    assert "and 5 more: " in finding.message
+
+
+def test_a_small_drift_of_the_frequency_is_no_contradiction(tmp_path: Path) -> None:
+    root = write(tmp_path, ImagingFrequency=127.731)
+    edit(image(root, 3), ImagingFrequency=127.7312, Manufacturer="SIEMENS ")
+    assert not look(root).warnings
+
+
 def test_every_text_of_the_summary_can_be_written(tmp_path: Path) -> None:
     summary = look(write(tmp_path, ReceiveCoilName="Head", FlipAngle=15)).summary()
     assert json.loads(json.dumps(summary)) == summary
@@ -231,6 +292,18 @@ def some(value: float) -> Callable[[np.ndarray], np.ndarray]:
         return changed
 
     return change
+
+
+def sidecars(root: Path, change: Callable[[str], str | bytes], pattern: str = "*.json") -> None:
+    """Rewrite the sidecars of all images."""
+    for path in sorted(root.rglob(f"anat/{pattern}")):
+        changed = change(path.read_text())
+        path.write_bytes(changed if isinstance(changed, bytes) else changed.encode())
+
+
+def pointer(path: Path, text: str) -> None:
+    path.unlink()
+    path.write_text(text)
 
 
 BROKEN: dict[str, tuple[dict, Break | None, str, str, list[str]]] = {
@@ -303,6 +376,44 @@ BROKEN: dict[str, tuple[dict, Break | None, str, str, list[str]]] = {
     "echo time as list": (
         {"EchoTime": [0.004, 0.009]}, None, "error", "echo-times", ["a list of 2", "split"],
     ),
+    "echo time not a number": (
+        {}, lambda root: edit(image(root), EchoTime=math.nan), "error", "echo-times",
+        ["EchoTime nan s is not above 0"],
+    ),
+    "field strength in words": (
+        {"MagneticFieldStrength": "three"}, None, "error", "field-strength",
+        ["MagneticFieldStrength 'three' is not one number: write it in T, or give --b0"],
+    ),
+    "field strengths in a list": (
+        {"MagneticFieldStrength": [1.5, 3]}, None, "error", "field-strength",
+        ["MagneticFieldStrength [1.5, 3] is not one number"],
+    ),
+    "a frequency in words beside a field strength": (
+        {"ImagingFrequency": "high"}, None, "warning", "field-strength",
+        ["ImagingFrequency 'high' is not one number: write it in MHz"],
+    ),
+    "two field strengths": (
+        {}, lambda root: edit(image(root, 3, "mag"), MagneticFieldStrength=1.5), "warning",
+        "agreement",
+        ["echo-1_part-phase", "MagneticFieldStrength 3, but 1.5 in", "echo-3_part-mag",
+         "3 is taken"],
+    ),
+    "two manufacturers": (
+        {}, lambda root: [edit(image(root, e), Manufacturer="GE") for e in (2, 3)], "warning",
+        "agreement", ["Manufacturer 'Siemens', but 'GE' in", "echo-2_part-phase", "and 1 more"],
+    ),
+    "two flip angles": (
+        {"FlipAngle": 15}, lambda root: edit(image(root, 2), FlipAngle=20), "warning",
+        "agreement", ["FlipAngle 15, but 20 in"],
+    ),
+    "two frequencies": (
+        {"ImagingFrequency": 123.25}, lambda root: edit(image(root, 2), ImagingFrequency=127.7),
+        "warning", "agreement", ["ImagingFrequency 123.25, but 127.7 in"],
+    ),
+    "2D and 3D": (
+        {"MRAcquisitionType": "3D"}, lambda root: edit(image(root, 2), MRAcquisitionType="2D"),
+        "warning", "agreement", ["MRAcquisitionType '3D', but '2D' in"],
+    ),
     "echo time below 0": (
         {}, lambda root: edit(image(root), EchoTime=-1), "error", "echo-times",
         ["EchoTime -1 s is not above 0"],
@@ -345,6 +456,40 @@ BROKEN: dict[str, tuple[dict, Break | None, str, str, list[str]]] = {
         {}, lambda root: (image(root).with_name("sub-01_echo-2_part-phase_MEGRE.json")
                           .write_text('{"EchoTime": 0.009,')),
         "error", "sidecar", ["echo-2_part-phase_MEGRE.json: not readable as JSON", "mend"],
+    ),
+    "sidecars with comments": (
+        {}, lambda root: sidecars(root, lambda text: text.replace("{", "{ // of our scanner\n")),
+        "error", "sidecar",
+        ["echo-1_part-mag_MEGRE.json and 5 more: not readable as JSON: it holds comments"],
+    ),
+    "sidecars with a comma too many": (
+        {}, lambda root: sidecars(root, lambda text: text.replace("}", ",}")), "error", "sidecar",
+        ["and 5 more: not readable as JSON: a comma before a closing bracket; take it out (line"],
+    ),
+    "sidecars in UTF-16": (
+        {}, lambda root: sidecars(root, lambda text: text.encode("utf-16")), "error", "sidecar",
+        ["and 5 more: not readable as JSON: it is in UTF-16; save it as UTF-8"],
+    ),
+    "an empty sidecar": (
+        {}, lambda root: sidecars(root, lambda text: "", "*echo-2*.json"), "error", "sidecar",
+        ["echo-2_part-mag_MEGRE.json and 1 more: not readable as JSON: the file is empty"],
+    ),
+    "a key with two values": (
+        {}, lambda root: sidecars(
+            root, lambda text: text.replace("{", '{"EchoTime": 0.1, ', 1), "*echo-2*.json"
+        ),
+        "error", "sidecar",
+        ["and 1 more: not readable as JSON: EchoTime stands twice, as 0.1 and as 0.009; keep one"],
+    ),
+    "a sidecar not fetched": (
+        {}, lambda root: (image(root).with_name("sub-01_echo-2_part-phase_MEGRE.json").unlink(),
+                          image(root).with_name("sub-01_echo-2_part-phase_MEGRE.json")
+                          .symlink_to("../../.git/annex/objects/x")),
+        "error", "sidecar", ["echo-2_part-phase_MEGRE.json: its content is not here: datalad get"],
+    ),
+    "sidecars that are pointers": (
+        {}, lambda root: sidecars(root, lambda text: "/annex/objects/MD5E-s9--0.json\n"), "error",
+        "sidecar", ["and 5 more: its content is not here, but a pointer to it: datalad get"],
     ),
     "a sidecar that is a list": (
         {}, lambda root: (root / "MEGRE.json").write_text("[1, 2]"), "error", "sidecar",
@@ -403,7 +548,46 @@ BROKEN: dict[str, tuple[dict, Break | None, str, str, list[str]]] = {
     ),
     "not fetched": (
         {}, lambda root: (image(root).unlink(), image(root).symlink_to("../.git/annex/x")),
-        "error", "image", ["no such image", "datalad get"],
+        "error", "image", ["no such image (its content is not here: datalad get"],
+    ),
+    "a link to nowhere": (
+        {}, lambda root: (image(root).unlink(), image(root).symlink_to("/mnt/x/y.nii.gz")),
+        "error", "image", ["no such image (a link to /mnt/x/y.nii.gz, which is not here"],
+    ),
+    "a pointer": (
+        {}, lambda root: pointer(image(root), "/annex/objects/MD5E-s9--0.nii.gz\n"),
+        "error", "image", ["no image (its content is not here, but a pointer to it: datalad get"],
+    ),
+    "a pointer of Git LFS, uncompressed": (
+        {"extension": ".nii"}, lambda root: pointer(
+            Path(str(image(root)).removesuffix(".gz")),
+            "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n",
+        ),
+        "error", "image", ["a pointer to it: git lfs pull"],
+    ),
+    "without its checksum": (
+        {}, lambda root: image(root).write_bytes(image(root).read_bytes()[:-6]), "error", "image",
+        ["echo-2_part-phase", "truncated or damaged", "copy it again"],
+    ),
+    "with another checksum": (
+        {}, lambda root: image(root).write_bytes(image(root).read_bytes()[:-8] + bytes(8)),
+        "error", "image", ["truncated or damaged"],
+    ),
+    "with more behind it": (
+        {}, lambda root: image(root).write_bytes(image(root).read_bytes() + b"more of it"),
+        "error", "image", ["truncated or damaged"],
+    ),
+    "longer than its header says": (
+        {"extension": ".nii"}, lambda root: (
+            path := Path(str(image(root)).removesuffix(".gz"))
+        ).write_bytes(path.read_bytes() + bytes(100)),
+        "error", "image", ["it holds 35012 bytes, but its header speaks of 34912"],
+    ),
+    "shorter than its header says": (
+        {"extension": ".nii"}, lambda root: (
+            path := Path(str(image(root)).removesuffix(".gz"))
+        ).write_bytes(path.read_bytes()[:-3]),
+        "error", "image", ["it holds 34909 bytes, but its header speaks of 34912"],
     ),
     "some NaN": (
         {}, lambda root: alter(image(root), some(np.nan)), "warning", "values",

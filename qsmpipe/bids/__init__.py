@@ -3,12 +3,13 @@
 from qsmpipe.bids.acquisition import Acquisition, echo_of, together
 from qsmpipe.bids.dataset import find
 from qsmpipe.bids.masks import find_mask
+from qsmpipe.bids.sidecars import as_number
 from qsmpipe.bids.survey import Found, Refusal
 from qsmpipe.bids.validator import validate
 
 __all__ = [
-    "BIDS_VERSION", "Acquisition", "Found", "Refusal", "echo_of", "find", "find_mask", "together",
-    "validate",
+    "BIDS_VERSION", "Acquisition", "Found", "Refusal", "as_number", "echo_of", "find", "find_mask",
+    "together", "validate",
 ]  # fmt: skip
 
 BIDS_VERSION = "1.11.1"

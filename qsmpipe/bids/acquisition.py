@@ -31,7 +31,9 @@ class Acquisition:
     sidecars: Mapping[Path, Mapping[str, Any]] = field(default_factory=dict)
     """Metadata of every file, inheritance applied."""
     problems: tuple[str, ...] = ()
-    """Sidecars that could not be read, one sentence each."""
+    """Sidecars that could not be read, one sentence for each kind."""
+    remarks: tuple[str, ...] = ()
+    """What was read in sidecars although it is not as BIDS has it."""
     ignored: tuple[Path, ...] = ()
     """Files of the same acquisition that are left aside, the others saying the same."""
     labels: Mapping[str, Mapping[str, str]] = field(default_factory=dict)

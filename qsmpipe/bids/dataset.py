@@ -10,7 +10,7 @@ from typing import Any
 from qsmpipe.bids.acquisition import Acquisition, echo_of
 from qsmpipe.bids.entities import ALLOWED, ENTITIES, fold, natural, relative, with_acquisition
 from qsmpipe.bids.names import ALWAYS, NAME, PARTS, entities_of, fault_of, right_part
-from qsmpipe.bids.sidecars import File, Sidecars
+from qsmpipe.bids.sidecars import File, Sidecars, as_number
 from qsmpipe.bids.survey import Found, Survey
 
 
@@ -221,11 +221,9 @@ def _assemble(
         ignored += parts["real"] + parts["imag"]
         parts |= {"real": [], "imag": []}
 
-    metadata = {}
-    problems: dict[str, None] = {}
-    for item in itertools.chain.from_iterable(parts.values()):
-        metadata[item.path], wrong = sidecars.of(item)
-        problems |= dict.fromkeys(wrong)
+    used = [*itertools.chain.from_iterable(parts.values())]
+    metadata = {item.path: sidecars.of(item) for item in used}
+    problems, remarks = sidecars.told(used)
     files = {part: tuple(item.path for item in items) for part, items in parts.items()}
     signal = files["real"] or files["imag"] or files["phase"] or files["mag"]
     return Acquisition(
@@ -236,18 +234,14 @@ def _assemble(
         phase=files["phase"],
         real=files["real"],
         imag=files["imag"],
-        echo_times=tuple(_number(metadata[path].get("EchoTime")) for path in signal),
+        echo_times=tuple(as_number(metadata[path].get("EchoTime")) for path in signal),
         metadata=metadata[signal[0]],
         sidecars=metadata,
         problems=tuple(problems),
+        remarks=tuple(remarks),
         ignored=tuple(item.path for item in ignored),
         labels=labels,
     )
-
-
-def _number(value: Any) -> float | None:
-    valid = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if valid else None
 
 
 def _labels(groups: Sequence[File]) -> list[dict[str, Mapping[str, str]]]:

@@ -13,6 +13,7 @@ from qsmpipe.checks.given import examine_mask, with_given
 from qsmpipe.checks.headers import check_headers
 from qsmpipe.checks.phase import check_phase, check_scale
 from qsmpipe.checks.sidecars import (
+    check_agreement,
     check_echo_times,
     check_field_strength,
     check_kind,
@@ -50,6 +51,7 @@ def examine(
     notes = Notebook()
     check_parts(acquisition, notes)
     check_kind(acquisition, notes)
+    check_agreement(acquisition, notes)
     echo_times = check_echo_times(acquisition, notes)
     strength = check_field_strength(acquisition, field_strength, notes)
     placed = check_headers(acquisition, notes, b0_direction)
@@ -60,7 +62,8 @@ def examine(
     }
     if placed is not None:
         found |= placed._asdict()
-    if placed is not None and not any(finding.check == "field-map" for finding in notes):
+    readable = not acquisition.problems and not any(f.check == "field-map" for f in notes)
+    if placed is not None and readable:
         scan = read_scan(acquisition, notes)
         if scan is not None:
             rule = check_scale(acquisition, scan, notes)

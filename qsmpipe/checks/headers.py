@@ -43,9 +43,7 @@ def check_headers(
             headers[path] = header = images.header(path)
         except ValueError as error:
             usable = False
-            lost = path.is_symlink() and not path.exists()
-            remedy = " (its content is not here: datalad get, or git annex get)" if lost else ""
-            notes.error("image", str(error).replace(str(path), name) + remedy)
+            notes.error("image", str(error).replace(str(path), name))
             continue
         wrong = _wrong_shape(header, acquisition.sidecars.get(path, {}))
         if wrong:
@@ -117,9 +115,9 @@ def _wrong_shape(header: images.Header, metadata: Mapping[str, Any]) -> str:
             "one file per echo (echo-1, echo-2, ...), each with its own EchoTime"
         )
     return (
-        f"{shape}: {extra} volumes, where one is expected: if they are receive coils, combine "
-        "them first; if they are echoes, split them into one file per echo; if repetitions, into "
-        "runs (run-1, run-2, ...)"
+        f"{shape}: {extra} volumes, where one is expected: if they are echoes, split them into "
+        "one file per echo; if magnitude and phase, into part-mag and part-phase; if receive "
+        "coils, combine them first; if repetitions, split them into runs (run-1, run-2, ...)"
     )
 
 

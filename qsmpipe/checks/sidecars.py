@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from qsmpipe.bids import Acquisition, echo_of
+from qsmpipe.bids import Acquisition, as_number, echo_of
 from qsmpipe.checks.examination import Notebook
 from qsmpipe.numerics.units import GAMMA
 
@@ -17,6 +17,8 @@ def check_parts(acquisition: Acquisition, notes: Notebook) -> None:
     """Magnitude and phase, or real and imaginary, of the same echoes, each once."""
     for problem in acquisition.problems:
         notes.error("sidecar", problem)
+    for remark in acquisition.remarks:
+        notes.note("sidecar", remark)
     for path in acquisition.ignored:
         notes.note(
             "parts",
@@ -165,7 +167,7 @@ def check_echo_times(acquisition: Acquisition, notes: Notebook) -> tuple[float, 
     names = [acquisition.relative(path) for path in acquisition.signal]
     before = len(notes)
     absent = [name for name, value in zip(names, raw, strict=True) if value is None]
-    if absent:
+    if absent and not acquisition.problems:
         more = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
         notes.error(
             "echo-times",
@@ -263,6 +265,12 @@ def check_field_strength(acquisition: Acquisition, given: float | None, notes: N
     name, metadata = acquisition.relative(acquisition.signal[0]), acquisition.metadata
     frequency = as_number(metadata.get("ImagingFrequency"))
     nominal = as_number(metadata.get("MagneticFieldStrength"))
+    sources = {"ImagingFrequency": (frequency, "MHz"), "MagneticFieldStrength": (nominal, "T")}
+    wrong = [
+        f"{key} {metadata[key]!r} is not one number: write it in {unit}"
+        for key, (number, unit) in sources.items()
+        if number is None and key in metadata
+    ]
     if frequency is not None and not 0.5 < frequency < 1300:
         notes.warn(
             "field-strength",
@@ -271,6 +279,11 @@ def check_field_strength(acquisition: Acquisition, given: float | None, notes: N
         frequency = None
     measured = frequency / GAMMA if frequency else None
     strength = given or measured or nominal
+    for told in wrong:
+        tell = notes.warn if strength else notes.error
+        tell("field-strength", f"{name}: {told}, or give --b0")
+    if not strength and (acquisition.problems or wrong):
+        return 0.0
     if not strength:
         notes.error(
             "field-strength",
@@ -314,7 +327,7 @@ def check_sign(acquisition: Acquisition, given: int | None, notes: Notebook) -> 
             "other way round; --phase-sign 1 leaves it",
         )
         return -1
-    if not maker:
+    if not maker and not acquisition.problems:
         notes.warn(
             "phase-sign",
             f"{name}: no Manufacturer in its sidecar, so that the sign of the phase is taken as "
@@ -323,10 +336,49 @@ def check_sign(acquisition: Acquisition, given: int | None, notes: Notebook) -> 
     return 1
 
 
-def as_number(value: Any) -> float | None:
-    """Give a number of JSON as float; None for anything else."""
-    valid = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if valid else None
+SAME_NUMBERS = {
+    "MagneticFieldStrength": 0.01, "ImagingFrequency": 1e-3, "FlipAngle": 0.01,
+    "RepetitionTime": 0.01, "RepetitionTimeExcitation": 0.01, "SliceThickness": 0.01,
+    "SpacingBetweenSlices": 0.01,
+}  # fmt: skip
+"""Fields in which all files of an acquisition agree, and the share by which they may differ: a
+scanner that adjusts its frequency anew moves it by far less than 1e-3."""
+
+SAME_WORDS = (
+    "Manufacturer", "ManufacturersModelName", "MRAcquisitionType", "SoftwareVersions",
+    "ReceiveCoilName", "ScanningSequence", "PulseSequenceType", "PatientPosition",
+)  # fmt: skip
+
+
+def check_agreement(acquisition: Acquisition, notes: Notebook) -> None:
+    """Look for sidecars of one acquisition that contradict each other."""
+    tables = {path: acquisition.sidecars.get(path, {}) for path in acquisition.sources}
+    keys: list[str] = [*SAME_NUMBERS, *SAME_WORDS]
+    if acquisition.is_complex:
+        keys.append("Units")
+    used = acquisition.signal[0]
+    for key in keys:
+        said = {path: table[key] for path, table in tables.items() if key in table}
+        if not said:
+            continue
+        first = used if used in said else next(iter(said))
+        others = [path for path, value in said.items() if not _agree(key, said[first], value)]
+        if others:
+            more = f" and {len(others) - 1} more" if len(others) > 1 else ""
+            notes.warn(
+                "agreement",
+                f"{acquisition.relative(first)}: {key} {said[first]!r}, but "
+                f"{said[others[0]]!r} in {acquisition.relative(others[0])}{more}: the files of "
+                f"one acquisition must agree; {said[first]!r} is taken; correct the wrong ones",
+            )
+
+
+def _agree(key: str, one: Any, other: Any) -> bool:
+    numbers = as_number(one), as_number(other)
+    if key in SAME_NUMBERS and None not in numbers:
+        a, b = (number or 0.0 for number in numbers)
+        return math.isclose(a, b, rel_tol=SAME_NUMBERS[key])
+    return str(one).strip().lower() == str(other).strip().lower()
 
 
 def listed(value: Any) -> list[Any]:
