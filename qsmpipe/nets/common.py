@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from qsmpipe.numerics.fourier import Zooms
+
 
 class Reach(NamedTuple):
     """Which voxels of a network's input each voxel of a feature map depends on, along an axis.
@@ -95,6 +97,24 @@ class Network(nn.Module):
         itself = Reach(self.stride, tuple((i, i) for i in range(self.stride)))
         spans = reach(self, itself).spans
         return max(max(i - first, last - i) for i, (first, last) in enumerate(spans))
+
+    def condition(self, zooms: Tensor) -> tuple[Tensor, ...]:
+        """Select what a network is given beside images of voxel sizes (mm), (B, 3)."""
+        return ()
+
+    def at(self, zooms: Zooms) -> "Network":
+        """Give the network that maps images of a voxel size (mm) and takes them alone."""
+        return self
+
+    def begin_from(self, state: Mapping[str, Tensor], path: Path) -> None:
+        """Take over the parameters of another training, read from ``path``.
+
+        Raises
+        ------
+        ValueError
+            If they are of another network.
+        """
+        load_parameters(self, state, path)
 
     def check(self, images: Tensor) -> None:
         """Insist on images that the network can take.

@@ -1,16 +1,17 @@
 """Meta-QSM, whose kernels are predicted from the voxel size, and Mesa-QSM, which has its own."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from qsmpipe.nets.common import Expansion, UShaped, initialise
+from qsmpipe.nets.common import Expansion, UShaped, initialise, load_parameters
 from qsmpipe.numerics.fourier import Zooms
 
 DILATIONS = (1, 1, 1, 2, 2)
@@ -275,6 +276,25 @@ class MetaQSM(_Net):
         state |= {name: value for name, value in self.state_dict().items() if name in state}
         mesa.load_state_dict(state)
         return mesa
+
+    def condition(self, zooms: Tensor) -> tuple[Tensor, ...]:
+        """Select the voxel sizes: the kernels are predicted from them."""
+        return (zooms,)
+
+    def begin_from(self, state: Mapping[str, Tensor], path: Path) -> None:
+        """Take over the parameters of Meta-QSM, or those of Mesa-QSM (:meth:`begin_as`).
+
+        Raises
+        ------
+        ValueError
+            If they are of another network.
+        """
+        mesa = self.at((1.0, 1.0, 1.0))
+        if state.keys() != mesa.state_dict().keys():
+            super().begin_from(state, path)
+            return
+        load_parameters(mesa, state, path)
+        self.begin_as(mesa)
 
     @torch.no_grad()
     def begin_as(self, mesa: MesaQSM) -> None:

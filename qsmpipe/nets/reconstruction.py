@@ -15,7 +15,6 @@ from torch import Tensor
 from qsmpipe.nets.cards import Domain, Model
 from qsmpipe.nets.common import Network
 from qsmpipe.nets.contract import Contract
-from qsmpipe.nets.meta_qsm import MetaQSM
 from qsmpipe.nets.patches import Tiling, at_once, check_tiling, fitting, in_patches, seam_error
 from qsmpipe.numerics.fourier import Zooms
 from qsmpipe.numerics.grids import bounding_box, check_mask, in_place, known_field
@@ -184,9 +183,8 @@ def reconstruct(
         mask=inside[None],
         filtered=_channel(seen.get("filtered")),
     )
-    network: Network = model.network.to(stacked.device)
-    if isinstance(network, MetaQSM):
-        network = network.at(card.domain.same_shape(frame.zooms))  # it has seen no other voxels
+    # A network that knows voxel sizes has seen none but those of its domain.
+    network = model.network.to(stacked.device).at(card.domain.same_shape(frame.zooms))
     chi, cut = _mapped(
         network, card.contract, stacked,
         patch=patch or card.patch, halo=halo or card.halo, mirror=mirror,

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from qsmpipe.nets.architectures import build
 from qsmpipe.nets.cards import read_parameters
 from qsmpipe.nets.common import Network, load_parameters
-from qsmpipe.nets.meta_qsm import MetaQSM
 from qsmpipe.nets.qsmgan import Critic
 from qsmpipe.nets.training.dataset import Samples
 from qsmpipe.nets.training.losses import LOSSES, gradient_penalty
@@ -243,12 +242,11 @@ class Trainer:
         contract, crop = self.recipe.contract, self.network.crop
         images = contract.images(field=batch.field, mask=batch.mask, filtered=batch.filtered)
         x, y, z = (slice(crop, n - crop) for n in images.shape[-3:])
-        condition = (batch.zooms,) if isinstance(self.network, MetaQSM) else ()
         return StepBatch(
             images.contiguous(memory_format=torch.channels_last_3d),
             contract.target(batch.chi)[..., x, y, z],
             batch.mask[..., x, y, z],
-            condition,
+            self.network.condition(batch.zooms),
         )
 
     # -----------------------------------------------------------------------------------------
@@ -353,8 +351,6 @@ class Trainer:
     def start_from(self, path: Path) -> None:
         """Take over the parameters of a checkpoint or of weights, and begin at the first step.
 
-        Meta-QSM takes those of Mesa-QSM as well.
-
         Raises
         ------
         ValueError
@@ -364,13 +360,7 @@ class Trainer:
             state = read_parameters(path)
         else:
             state = torch.load(path, map_location=self.device, weights_only=True)["network"]
-        if isinstance(self.network, MetaQSM):
-            mesa = self.network.at((1.0, 1.0, 1.0))
-            if state.keys() == mesa.state_dict().keys():
-                load_parameters(mesa, state, path)
-                self.network.begin_as(mesa)
-                return
-        load_parameters(self.network, state, path)
+        self.network.begin_from(state, path)
 
 
 def has_bfloat16(device: torch.device) -> bool:
