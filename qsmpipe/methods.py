@@ -636,6 +636,20 @@ def parameters_of(stage: str, name: str) -> Mapping[str, Parameter]:
     return parameters(function_of(stage, name))
 
 
+def fitted(stage: str, name: str, key: str, value: Any) -> Any:
+    """Give the value of a parameter in the type that its function wants.
+
+    Raises
+    ------
+    ValueError
+        If the parameter cannot have it; names stage, method, parameter and what it may be.
+    """
+    try:
+        return parameters_of(stage, name)[key].kind.fit(value)
+    except ValueError as error:
+        raise ValueError(f"{stage}.{name}.{key.removesuffix('_')} {error}") from error
+
+
 @cache
 def parameters(function: Callable[..., Any]) -> Mapping[str, Parameter]:
     """Read the choices of a function: its keyword-only arguments that are no data.

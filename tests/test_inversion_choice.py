@@ -286,5 +286,5 @@ def test_the_command_line_refuses_what_is_no_rule(method: str) -> None:
     settings = combine({
         "inversion": method, "parameters": parse_assignments(["inversion.lambda=gcv"])
     })  # fmt: skip
-    with pytest.raises(ValueError, match="does not fit"):
+    with pytest.raises(ValueError, match=r"lambda is .gcv.: give .* or 'discrepancy'$"):
         settings.parameters_for("inversion")

@@ -62,7 +62,7 @@ def test_a_kind_takes_what_its_annotation_says(name: str) -> None:
         if annotation is Positive:
             assert type(fitted) is float
     for value in bad:
-        with pytest.raises(ValueError, match=f"^{re.escape(repr(value))} was given: give "):
+        with pytest.raises(ValueError, match=f"^is {re.escape(repr(value))}: give "):
             kind.fit(value)
 
 
@@ -149,7 +149,7 @@ def test_help_tells_what_the_function_does_and_what_its_parameters_are() -> None
 def test_a_value_that_is_neither_number_nor_word_is_told_what_may_be() -> None:
     with pytest.raises(
         ValueError,
-        match=r"^inversion\.tv\.lambda must be a number above 0, 'auto', 'l-curve', or "
-        r"'discrepancy', but 'gcv' was given$",
+        match=r"^inversion\.tv\.lambda is 'gcv': give a number above 0, 'auto', 'l-curve', or "
+        r"'discrepancy'$",
     ):
         interface_with("inversion", "tv", {"lambda_": "gcv"})

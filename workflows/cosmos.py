@@ -6,8 +6,8 @@ from typing import Any
 from nipype.interfaces.utility import IdentityInterface, Merge
 from nipype.pipeline.engine import Node, Workflow
 
-from qsmpipe.interfaces.cosmos import Cosmos, RegisterRigid, ResampleTo
-from qsmpipe.workflows.stage import estimate_memory, take_gpus
+from qsmpipe.interfaces.cosmos import RegisterRigid, ResampleTo
+from qsmpipe.workflows.stage import estimate_memory, interface_with, take_gpus
 
 INPUTS = ("magnitude", "brain_mask", "local_field", "mask", "noise", "b0_direction")
 
@@ -114,7 +114,9 @@ def init_cosmos_wf(
         ])  # fmt: skip
 
     invert = Node(
-        Cosmos(num_threads=omp_nthreads, use_gpu=use_gpu, **(parameters or {})),
+        interface_with(
+            "cosmos", "cosmos", parameters or {}, num_threads=omp_nthreads, use_gpu=use_gpu
+        ),
         name="cosmos",
         n_procs=1 if use_gpu else omp_nthreads,
     )

@@ -1,18 +1,16 @@
 """What the factories of stages with one node have in common."""
 
 import inspect
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nipype.interfaces.base import BaseInterface
 from nipype.interfaces.utility import IdentityInterface
 from nipype.pipeline.engine import Node, Workflow
-from traits.api import TraitError
 
 from qsmpipe.interfaces.base import Stage
 from qsmpipe.interfaces.memory import MemoryByGrid
-from qsmpipe.methods import SUPPLIED, function_of, interface_of, parameters_of
+from qsmpipe.methods import SUPPLIED, fitted, function_of, interface_of, parameters_of
 
 
 def interface_with(
@@ -25,18 +23,12 @@ def interface_with(
     ValueError
         If a parameter cannot have its value; it names stage, method and parameter.
     """
-    interface: Any = interface_of(stage, method)
-    try:
-        return interface(**inputs, **parameters)
-    except TraitError as error:
-        said = re.match(r"The '(\w+)' trait of an? \w+ instance (.*?), but a value", str(error))
-        if said is None or said[1] not in parameters:
-            raise
-        name, bounds = said[1], said[2]
-        if "legal value" in bounds:  # what traits say of a choice of kinds
-            bounds = f"must be {parameters_of(stage, method)[name].kind}"
-        msg = f"{stage}.{method}.{name.rstrip('_')} {bounds}, but {parameters[name]!r} was given"
-        raise ValueError(msg) from error
+    known = parameters_of(stage, method)
+    chosen = {
+        name: fitted(stage, method, name, value) if name in known else value
+        for name, value in parameters.items()
+    }
+    return interface_of(stage, method)(**inputs, **chosen)
 
 
 def take_gpus(workflow: Workflow) -> None:

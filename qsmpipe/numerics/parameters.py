@@ -7,6 +7,7 @@ section "Parameters" of its docstring. Whoever asks a user for values reads both
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral, Real
 from types import UnionType
 from typing import Annotated, Any, Literal, TypeAlias, Union, get_args, get_origin
 
@@ -111,7 +112,7 @@ words=('auto',), many=False)
             If it is none that may be given; it says what may.
         """
         if not self.takes(value):
-            raise ValueError(f"{value!r} was given: give {self}")
+            raise ValueError(f"is {value!r}: give {self}")
         if self.base is not float or isinstance(value, str):
             return value
         return tuple(map(float, value)) if self.many else float(value)
@@ -125,8 +126,8 @@ words=('auto',), many=False)
             return isinstance(value, Sequence) and all(map(one.takes, value))
         if isinstance(value, bool) or self.base is bool:
             return isinstance(value, bool) and self.base is bool
-        number = {int: int, float: int | float}.get(self.base or str)
-        return number is not None and isinstance(value, number) and self.holds(value)
+        number = {int: Integral, float: Real}.get(self.base or str)
+        return number is not None and isinstance(value, number) and self.holds(float(value))
 
     def holds(self, number: float) -> bool:
         """Whether ``number`` is within the bounds; NaN never is."""
