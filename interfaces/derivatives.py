@@ -18,43 +18,20 @@ from nipype.interfaces.base.support import Bunch
 
 from qsmpipe import derivatives, files, images
 from qsmpipe.bids import Acquisition
-from qsmpipe.maps import OUTPUTS
+from qsmpipe.interfaces.maps import takes
+from qsmpipe.maps import MAPS, written
 from qsmpipe.methods import needs_background
 from qsmpipe.numerics.units import hz_per_ppm
 
 
+@takes(written())
 class _WriteDerivativesInputSpec(BaseInterfaceInputSpec):
     examination = traits.Any(mandatory=True, desc="the acquisition and how its phase was read")
     output_dir = traits.Directory(mandatory=True, desc="root of the derivative dataset")
     intermediates = traits.Bool(False, usedefault=True, desc="write intermediate maps as well")
     reference = traits.Str("brain", usedefault=True, desc="what susceptibility is relative to")
     software = traits.Dict(desc="package to version")
-    chi = File(exists=True, desc="susceptibility (ppm), referenced")
-    unreferenced = File(exists=True, desc="susceptibility (ppm) before referencing")
-    qsm_mask = File(exists=True, desc="where susceptibility is trusted")
-    reference_region = File(exists=True, desc="region that was found for the reference")
-    mask = File(exists=True, desc="brain mask")
-    quality = File(exists=True, desc="phase quality, 0 to 1")
-    combined = File(exists=True, desc="magnitude of all echoes combined")
-    offset = File(exists=True, desc="phase offset of all echoes (rad)")
-    unwrapped = File(exists=True, desc="unwrapped phase of all echoes (rad)")
-    field = File(exists=True, desc="total field (ppm)")
-    noise = File(exists=True, desc="standard deviation of the total field (ppm)")
-    local_field = File(exists=True, desc="local field (ppm)")
-    r2star = File(exists=True, desc="R2* (1/s)")
-    t2star = File(exists=True, desc="T2* (s)")
-    s0 = File(exists=True, desc="signal at echo time 0")
-    swi = File(exists=True, desc="susceptibility-weighted image")
-    minip = File(exists=True, desc="minimum of `swi` over a slab of slices")
-    cosmos = File(exists=True, desc="susceptibility (ppm) by several orientations, referenced")
-    cosmos_mask = File(exists=True, desc="where it is known")
-    b0_direction = traits.List(traits.Float, desc="unit vector along B0 in voxel axes")
     inversions = traits.List(traits.Str, desc="the inversions, the one of `chi` first")
-    compared = traits.List(
-        File(exists=True), desc="with several inversions: susceptibility (ppm) by each of them"
-    )
-    median = File(exists=True, desc="median of `compared` (ppm)")
-    deviation = File(exists=True, desc="standard deviation of `chi` (ppm)")
     steps = traits.List(traits.Dict, desc="what was done, step by step")
     figures = traits.List(File(exists=True), desc="pictures for the report")
     captions = traits.List(traits.Dict, desc="file, title, caption and section of each picture")
@@ -75,20 +52,20 @@ class WriteDerivatives(SimpleInterface):
     """The dataset may have been moved or cleared since: the work folder is not the result."""
 
     def _run_interface(self, runtime: Bunch) -> Bunch:
-        inputs, written = self.inputs, []
+        inputs, paths = self.inputs, []
         inversions = inputs.inversions or []
-        for key, output in OUTPUTS.items():
-            source = getattr(inputs, output.source)
-            if not isdefined(source) or (output.intermediate and not inputs.intermediates):
+        for key, row in written().items():
+            source = getattr(inputs, key)
+            if not isdefined(source) or (row.file.intermediate and not inputs.intermediates):
                 continue
-            if key == "chi_by_method":
+            if row.by_method:  # the first one is `chi`
                 for method, path in zip(inversions[1:], source[1:], strict=True):
                     steps = _led_to(key, [method], inputs.steps)
-                    written.append(self._write(key, path, steps, method))
+                    paths.append(self._write(key, path, steps, method))
                 continue
             behind = inversions if key == "median" else inversions[:1]
-            written.append(self._write(key, source, _led_to(key, behind, inputs.steps)))
-        self._results["files"] = [str(path) for path in written]
+            paths.append(self._write(key, source, _led_to(key, behind, inputs.steps)))
+        self._results["files"] = [str(path) for path in paths]
         self._results["record"] = {
             "steps": inputs.steps,
             "numbers": inputs.numbers,
@@ -98,8 +75,8 @@ class WriteDerivatives(SimpleInterface):
 
     def _write(self, key: str, source: str, steps: list[dict[str, Any]], method: str = "") -> Path:
         """Write one map with its sidecar; ``steps`` are those that led to it."""
-        examination, output = self.inputs.examination, OUTPUTS[key]
-        target = Path(self.inputs.output_dir) / examination.acquisition.output(key, method=method)
+        examination, root = self.inputs.examination, Path(self.inputs.output_dir)
+        target = root / examination.acquisition.output(key, method=method)
         sidecar = derivatives.sidecar(
             examination,
             key,
@@ -108,10 +85,10 @@ class WriteDerivatives(SimpleInterface):
             software=self.inputs.software if isdefined(self.inputs.software) else None,
         )
         text = json.dumps(sidecar, indent=2) + "\n"
-        beside = target.with_name(target.name.replace(".nii.gz", ".json"))
+        beside = root / examination.acquisition.output(key, ".json", method=method)
         # A disk that fills up shall not leave a new map with the sidecar of an old one.
         with files.replacing(target) as image, files.replacing(beside) as words:
-            if output.units == "Hz":
+            if MAPS[key].file.units == "Hz":
                 scale = hz_per_ppm(examination.field_strength)
                 images.save(images.load(source) * scale, image, like=source)
             else:

@@ -14,34 +14,15 @@ from nipype.interfaces.base import (
 )
 from nipype.interfaces.base.support import Bunch
 
-MAPS = (
-    "chi", "magnitude", "phase", "quality", "brain_mask", "field", "noise", "local_field",
-    "qsm_mask", "r2star", "median", "deviation", "swi", "minip", "cosmos",
-)  # fmt: skip
+from qsmpipe.interfaces.maps import takes
+from qsmpipe.maps import reported
 
 
+@takes(reported())
 class _ReportletsInputSpec(BaseInterfaceInputSpec):
-    magnitude = File(exists=True, desc="magnitude, echoes last, any unit")
-    phase = File(exists=True, desc="wrapped phase (rad), echoes last")
-    quality = File(exists=True, desc="phase quality, 0 to 1")
-    brain_mask = File(exists=True, desc="brain mask")
-    field = File(exists=True, desc="total field (ppm)")
-    noise = File(exists=True, desc="standard deviation of the total field (ppm)")
-    local_field = File(exists=True, desc="local field (ppm)")
-    qsm_mask = File(exists=True, desc="where `chi` is trusted")
-    chi = File(exists=True, desc="susceptibility (ppm)")
-    r2star = File(exists=True, desc="R2* (1/s)")
     inversions = traits.List(
         traits.Str, desc="names of the inversions, in the order of `compared`"
     )
-    compared = traits.List(
-        File(exists=True), desc="susceptibility (ppm) by each of several inversions"
-    )
-    deviation = File(exists=True, desc="standard deviation of `chi` (ppm)")
-    median = File(exists=True, desc="median of `compared` (ppm)")
-    swi = File(exists=True, desc="susceptibility-weighted image")
-    minip = File(exists=True, desc="minimum of `swi` over a slab of slices")
-    cosmos = File(exists=True, desc="susceptibility (ppm) by several orientations")
     field_strength = traits.Float(desc="B0 (T); without it there are no Hz")
     reference_value = traits.Float(desc="what was subtracted from susceptibility (ppm)")
     echo_times = traits.List(traits.Float, desc="one per echo (s)")
@@ -66,34 +47,18 @@ class Reportlets(SimpleInterface):
     output_spec = _ReportletsOutputSpec
 
     def _run_interface(self, runtime: Bunch) -> Bunch:
-        from qsmpipe import images
         from qsmpipe.reports.figures import draw
         from qsmpipe.reports.maps import Maps
         from qsmpipe.reports.numbers import summarise
 
-        given: dict[str, Any] = {
+        steps = self.inputs.steps if isdefined(self.inputs.steps) else []
+        beside = {
             name: value
-            for name in self.inputs.copyable_trait_names()
+            for name in ("field_strength", "reference_value", "echo_times")
             if isdefined(value := getattr(self.inputs, name))
         }
-        files = [given[name] for name in MAPS if name in given]
-        if not files:
-            msg = "a report needs at least one map: connect one of " + ", ".join(MAPS)
-            raise ValueError(msg)
-        grid = files[0]
-        for name in MAPS:
-            if name in given:
-                given[name] = images.load(given[name], like=grid)
-        if names := given.pop("inversions", []):
-            files = given.pop("compared", [])
-            given["compared"] = {
-                name: images.load(path, like=grid)
-                for name, path in zip(names, files, strict=False)
-            }
-        given["curves"] = {
-            step["method"]: step["curve"] for step in given.pop("steps", []) if "curve" in step
-        }
-        maps = Maps(affine=images.affine_of(grid), **given)
+        curves = {step["method"]: step["curve"] for step in steps if "curve" in step}
+        maps = Maps(curves=curves, **beside, **self._load())
         pictures = draw(maps, Path(runtime.cwd))
         self._results["figures"] = [str(picture.file) for picture in pictures]
         self._results["captions"] = [
@@ -107,3 +72,29 @@ class Reportlets(SimpleInterface):
         ]
         self._results["numbers"] = [asdict(number) for number in summarise(maps)]
         return runtime
+
+    def _load(self) -> dict[str, Any]:
+        """Load all maps that are given onto the grid of the first one; and its ``affine``."""
+        from qsmpipe import images
+
+        given = {
+            key: value
+            for key in reported()
+            if isdefined(value := getattr(self.inputs, key)) and value
+        }
+        files = [value for value in given.values() if isinstance(value, str)]
+        if not files:
+            msg = "a report needs at least one map: connect one of " + ", ".join(reported())
+            raise ValueError(msg)
+        names = self.inputs.inversions or []
+        loaded: dict[str, Any] = {"affine": images.affine_of(files[0])}
+        for key, value in given.items():
+            loaded[key] = (
+                images.load(value, like=files[0])
+                if isinstance(value, str)
+                else {
+                    name: images.load(path, like=files[0])
+                    for name, path in zip(names, value, strict=False)
+                }
+            )
+        return loaded

@@ -12,7 +12,7 @@ from urllib.parse import quote, unquote
 from qsmpipe import __version__, files
 from qsmpipe.bids import BIDS_VERSION, Acquisition
 from qsmpipe.checks import Examination
-from qsmpipe.maps import OUTPUTS, Output
+from qsmpipe.maps import MAPS, Written, written
 from qsmpipe.methods import METHODS
 from qsmpipe.references import references
 
@@ -45,7 +45,7 @@ def sidecar(
     examination
         The acquisition and what its examination found.
     key
-        The map: a key of :data:`OUTPUTS`.
+        The map: a key of :data:`qsmpipe.maps.MAPS`.
     steps
         Stage, method, parameters and warnings of each step that led to the map.
     reference : str
@@ -53,16 +53,17 @@ def sidecar(
     software : mapping, optional
         Package to version, beside this package's own.
     """
-    acquisition, row = examination.acquisition, OUTPUTS[key]
+    acquisition, row, file = examination.acquisition, MAPS[key], MAPS[key].file
     times = list(examination.echo_times)
     content: dict[str, Any] = {
         "Description": row.description,
         "Sources": [uri(path, acquisition.root) for path in acquisition.sources],
         "SpatialReference": "orig",
     }
-    content |= {"Type": row.mask_type} if row.is_mask else {"SkullStripped": row.skull_stripped}
-    content |= {"Units": row.units} if row.units else {}
-    algorithm, citations = _estimation(row, steps)
+    content |= {"Type": file.mask_type} if row.is_mask else {"SkullStripped": file.skull_stripped}
+    units = file.units or row.units
+    content |= {"Units": units} if units else {}
+    algorithm, citations = _estimation(file, steps)
     content |= {"EstimationAlgorithm": algorithm} if algorithm else {}
     content |= {"EstimationReference": citations} if citations else {}
     if times:
@@ -70,7 +71,7 @@ def sidecar(
     if examination.field_strength:
         content["MagneticFieldStrength"] = round(examination.field_strength, 6)
     content |= {k: acquisition.metadata[k] for k in ACQUISITION_KEYS if k in acquisition.metadata}
-    if row.suffix == "Chimap":
+    if file.suffix == "Chimap":
         region, _, label = reference.partition(":")
         named = {
             "brain": f"whole brain (the mask desc-{'cosmos' if key == 'cosmos' else 'qsm'}_mask)",
@@ -78,7 +79,7 @@ def sidecar(
             "none": "none",
         }
         where = named.get(region, label or region)
-        content["ReferenceRegion"] = "none" if row.desc == "unreferenced" else where
+        content["ReferenceRegion"] = "none" if file.desc == "unreferenced" else where
         values = [step["parameters"].get("value") for step in steps
                   if step.get("stage") == "reference"]  # fmt: skip
         referenced = content["ReferenceRegion"] != "none" and key != "deviation"
@@ -187,9 +188,9 @@ def state(output_dir: str | Path, acquisition: Acquisition, *, joined: bool = Fa
     """
     paths = [
         acquisition.output(key, method=method)
-        for key, row in OUTPUTS.items()
-        if ("cosmos" in row.stages) == joined
-        for method in (METHODS["inversion"] if "{method}" in row.desc else ("",))
+        for key, row in written().items()
+        if (row.given_by == "head") == joined
+        for method in (METHODS["inversion"] if row.by_method else ("",))
     ]
     found = {path: Path(output_dir) / path for path in paths}
     return {
@@ -210,13 +211,13 @@ def unchanged(output_dir: str | Path, before: State) -> dict[str, datetime]:
     return left
 
 
-def _estimation(row: Output, steps: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
+def _estimation(file: Written, steps: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
     """Methods behind a map as a paper names them, and where they were published."""
     summaries: list[str] = []
     keys: dict[str, None] = {}
     for step in steps:
         stage, name = step.get("stage", ""), step.get("method", "")
-        if stage in row.stages and name in METHODS.get(stage, {}):
+        if stage in file.stages and name in METHODS.get(stage, {}):
             method = METHODS[stage][name]
             summaries.append(method.summary)
             keys |= dict.fromkeys(method.cite)
@@ -258,14 +259,16 @@ def _write(path: Path, text: str) -> None:
 
 def _readme() -> str:
     rows = []
-    for row in OUTPUTS.values():
+    for row in written().values():
+        file = row.file
         name = "_".join(
-            filter(None, [row.part and f"part-{row.part}", row.desc and f"desc-{row.desc}"])
+            filter(None, [file.part and f"part-{file.part}", file.desc and f"desc-{file.desc}"])
         )
-        unit = f" ({row.units})" if row.units else ""
-        on_request = "; on request" if row.intermediate else ""
+        units = file.units or row.units
+        unit = f" ({units})" if units else ""
+        on_request = "; on request" if file.intermediate else ""
         rows.append(
-            f"- `{row.datatype}/*_{name + '_' if name else ''}{row.suffix}.nii.gz`: "
+            f"- `{file.datatype}/*_{name + '_' if name else ''}{file.suffix}{file.extension}`: "
             f"{row.description}{unit}{on_request}"
         )
     return (

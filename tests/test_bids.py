@@ -14,7 +14,7 @@ from qsmpipe import bids, derivatives
 from qsmpipe.bids import Acquisition, find, find_mask
 from qsmpipe.checks import examine
 from qsmpipe.derivatives import sidecar, uri
-from qsmpipe.maps import OUTPUTS
+from qsmpipe.maps import MAPS, given_by, written
 
 TINY = {"shape": (6, 5, 4), "echo_times": (0.004, 0.009)}
 
@@ -231,7 +231,7 @@ def many(root: Path) -> Path:
 
 def test_no_two_acquisitions_share_a_name(tmp_path: Path) -> None:
     found = find(many(tmp_path))
-    for key in OUTPUTS:
+    for key in written():
         assert len({acquisition.output(key) for acquisition in found}) == len(found) == 6
     assert {a.suffix: a.name for a in found if "acq-hi" not in a.name} == {
         "MEGRE": "sub-01",
@@ -246,11 +246,11 @@ def test_a_name_does_not_depend_on_the_selection(tmp_path: Path) -> None:
 
 
 def test_every_row_has_a_unit_a_description_and_a_source() -> None:
-    for row in OUTPUTS.values():
+    for row in MAPS.values():
         assert row.description
-        assert row.source
         assert bool(row.units) != row.is_mask
-        assert bool(row.mask_type) == row.is_mask
+    fields = {*given_by("qsm", "susceptibility")}
+    assert {row.source or key for key, row in MAPS.items() if row.given_by != "head"} == fields
 
 
 # --- sidecars and the derivative dataset -------------------------------------------------------
@@ -354,7 +354,7 @@ def test_the_validator_accepts_every_output(make: Callable[[Path], Path], tmp_pa
         figures = out / "sub-01" / "figures"
         figures.mkdir(parents=True, exist_ok=True)
         (figures / f"{acquisition.name}_desc-chi_qsm.png").write_bytes(b"x")
-        for key, row in OUTPUTS.items():
+        for key, row in written().items():
             shape = (*SHAPE, 3) if key == "unwrapped" else SHAPE
             values = np.ones(shape, np.uint8 if row.is_mask else np.float32)
             save(values, out / acquisition.output(key, method="tv"))

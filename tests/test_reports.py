@@ -38,6 +38,8 @@ from qsmpipe.records import (
 )
 from qsmpipe.references import references
 from qsmpipe.reports import boilerplate, figures, labels, numbers
+from qsmpipe.reports.figures import mosaic, susceptibility
+from qsmpipe.reports.figures.view import TIGHT, View, slice_of
 from qsmpipe.reports.maps import Maps
 from qsmpipe.reports.page import build_index, build_subject
 
@@ -112,7 +114,7 @@ def test_every_grid_gives_every_figure(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(figures, "WIDTH", 600)  # enough to see that it draws
+    monkeypatch.setattr(mosaic, "WIDTH", 600)  # enough to see that it draws
     pictures = figures.draw(head(*grid), tmp_path)
     assert len(pictures) == 13
     assert len({picture.file for picture in pictures}) == 13
@@ -148,7 +150,7 @@ EMPTY = {
 def test_poor_maps_are_drawn_and_measured_all_the_same(
     changes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(figures, "WIDTH", 600)
+    monkeypatch.setattr(mosaic, "WIDTH", 600)
     maps = head(**changes)
     for picture in figures.draw(maps, tmp_path):
         Image.open(picture.file).load()
@@ -185,7 +187,7 @@ def test_views_are_those_of_nibabels_canonical_images(
     matrix[:3, 3] = (5, -7, 11)
     volume = np.random.default_rng(1).random((7, 6, 5)).astype(np.float32)
     canonical = nb.as_closest_canonical(nb.Nifti1Image(volume, matrix))
-    view = figures.View.of(matrix, np.ones(volume.shape, bool), 0.0)
+    view = View.of(matrix, np.ones(volume.shape, bool), 0.0)
     np.testing.assert_array_equal(view.crop(volume), canonical.get_fdata(dtype=np.float32))
     np.testing.assert_allclose(view.zooms, canonical.header.get_zooms(), rtol=1e-5)
     assert "".join(aff2axcodes(canonical.affine)) == "RAS"
@@ -205,10 +207,10 @@ def test_the_patients_right_and_front_are_where_the_letters_say() -> None:
     matrix = affine((1, 1, 1)) * [-1, 1, 1, 1]  # voxel axis 0 runs to the left
     volume = np.zeros((20, 22, 24))
     volume[2, 18, 20] = 1  # right, front, top
-    cropped = figures.View.of(matrix, np.ones(volume.shape, bool), 0.0).crop(volume)
+    cropped = View.of(matrix, np.ones(volume.shape, bool), 0.0).crop(volume)
     for plane, (rows, columns) in ((2, (22, 20)), (1, (24, 20)), (0, (24, 22))):
         cut = int(np.argmax(cropped.sum(tuple({0, 1, 2} - {plane}))))
-        seen = figures.slice_of(cropped, plane, cut)
+        seen = slice_of(cropped, plane, cut)
         assert seen.shape == (rows, columns)
         row, column = np.argwhere(seen)[0]
         assert row < rows / 2, "top of the head, or front, is up"
@@ -219,19 +221,19 @@ def test_slices_stay_inside_the_mask() -> None:
     mask = np.zeros((60, 50, 40), bool)
     mask[20:40, 10:30, 5:25] = True
     mask[20, 10, 38] = True  # a stray voxel
-    view = figures.View.of(affine((1, 1, 1)), mask, 2.0)
+    view = View.of(affine((1, 1, 1)), mask, 2.0)
     cropped = view.crop(mask)
     assert cropped.shape == (24, 24, 24)
     for plane in range(3):
         cuts = view.cuts(plane, 6)
         assert len(cuts) == 6
-        assert all(figures.slice_of(cropped, plane, cut).any() for cut in cuts)
+        assert all(slice_of(cropped, plane, cut).any() for cut in cuts)
 
 
 def test_figures_are_the_same_bytes_whatever_the_users_matplotlib_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(figures, "WIDTH", 600)
+    monkeypatch.setattr(mosaic, "WIDTH", 600)
     folders = [tmp_path / name for name in ("one", "two")]
     for folder, size in zip(folders, (10, 31), strict=True):
         folder.mkdir()
@@ -243,10 +245,10 @@ def test_figures_are_the_same_bytes_whatever_the_users_matplotlib_says(
 
 def test_the_eroded_rim_is_tinted(tmp_path: Path) -> None:
     def brown(maps: Maps) -> int:
-        view = figures.View.of(maps.affine, maps.brain_mask, figures.TIGHT)
-        picture = figures.draw_susceptibility(maps, view, tmp_path)
+        view = View.of(maps.affine, maps.brain_mask, TIGHT)
+        picture = susceptibility.draw_susceptibility(maps, view, tmp_path)
         pixels = np.asarray(Image.open(picture.file).convert("RGB")).astype(int)
-        target = np.rint(255 * np.array(matplotlib.colors.to_rgb(figures.ERODED)))
+        target = np.rint(255 * np.array(matplotlib.colors.to_rgb(mosaic.ERODED)))
         return int((np.abs(pixels - target).max(-1) < 12).sum())
 
     assert brown(head()) > 10_000
@@ -254,7 +256,7 @@ def test_the_eroded_rim_is_tinted(tmp_path: Path) -> None:
 
 
 def test_susceptibility_is_grey_from_minus_to_plus_a_tenth() -> None:
-    paint = figures.Paint("gray", figures.CHI_WINDOW, "ppm")
+    paint = mosaic.Paint("gray", susceptibility.CHI_WINDOW, "ppm")
     np.testing.assert_allclose(
         paint(np.array([-0.2, -0.1, 0, 0.05, 0.1, 9]))[:, 0], [0, 0, 0.5, 0.75, 1, 1], atol=0.01
     )

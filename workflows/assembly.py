@@ -1,12 +1,17 @@
 """How a workflow of several stages is put together."""
 
-from collections.abc import Sequence
-from typing import Any, TypeAlias
+import inspect
+import textwrap
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias, TypeVar
 
 from nipype.interfaces.utility import IdentityInterface, Merge
 from nipype.pipeline.engine import Node, Workflow
 
+from qsmpipe.maps import Giver, given_by
 from qsmpipe.workflows.stage import estimate_memory
+
+Factory = TypeVar("Factory", bound=Callable[..., Workflow])
 
 Wire: TypeAlias = tuple[Any, Any]
 """A node, or a workflow, and one of its outputs: where a quantity comes from."""
@@ -87,6 +92,20 @@ def take(wires: Wires, *names: str, **renamed: str) -> Wires:
     return {name: wires[name] for name in names} | {
         into: wires[name] for into, name in renamed.items()
     }
+
+
+def lists_maps(*givers: Giver) -> Callable[[Factory], Factory]:
+    """Put the maps of these workflows into a factory's docstring, in the place of ``{maps}``."""
+    words = textwrap.TextWrapper(95, initial_indent="    ", subsequent_indent="    ")
+    rows = "".join(
+        f"{name}\n{words.fill(row.summary + '.')}\n" for name, row in given_by(*givers).items()
+    )
+
+    def fill(factory: Factory) -> Factory:
+        factory.__doc__ = (inspect.getdoc(factory) or "").replace("{maps}\n", rows)
+        return factory
+
+    return fill
 
 
 def _output(part: Node | Workflow, name: str) -> Wire:

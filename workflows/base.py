@@ -12,13 +12,11 @@ from qsmpipe import __version__
 from qsmpipe.checks import Examination, heads
 from qsmpipe.interfaces.derivatives import WriteDerivatives
 from qsmpipe.interfaces.reports import Reportlets
+from qsmpipe.maps import Map, reported, written
 from qsmpipe.settings import Settings, versions
 from qsmpipe.workflows.qsm import OUTPUTS, init_qsm_wf
 from qsmpipe.workflows.reference import init_reference_wf
 from qsmpipe.workflows.stage import estimate_memory
-
-WRITTEN = tuple(k for k in OUTPUTS if k not in ("magnitude", "phase", "reference_value"))
-"""Outputs of the chain that become derivatives."""
 
 
 def init_run_wf(
@@ -135,12 +133,9 @@ def init_acquisition_wf(
     )
     workflow.connect([
         (qsm_wf, maps, [(f"outputnode.{key}", key) for key in OUTPUTS]),
-        (maps, reportlets, [(key, key) for key in (
-            "magnitude", "phase", "quality", "field", "noise", "local_field", "qsm_mask", "chi",
-            "r2star", "reference_value", "compared", "median", "deviation", "swi", "minip",
-            "steps")]
-            + [("mask", "brain_mask")]),
-        (maps, derivatives, [(key, key) for key in WRITTEN]),
+        (maps, reportlets, [*_wires(reported()), ("reference_value", "reference_value"),
+                            ("steps", "steps")]),
+        (maps, derivatives, [*_wires(written()), ("steps", "steps")]),
         (reportlets, derivatives, [("figures", "figures"), ("captions", "captions"),
                                    ("numbers", "numbers")]),
     ])  # fmt: skip
@@ -148,6 +143,11 @@ def init_acquisition_wf(
         workflow, voxels=math.prod(examination.shape), echoes=len(examination.echo_times)
     )
     return workflow
+
+
+def _wires(rows: Mapping[str, Map]) -> list[tuple[str, str]]:
+    """From the outputs of the chain to inputs that are named by the maps' keys."""
+    return [(row.source or key, key) for key, row in rows.items() if row.given_by != "head"]
 
 
 def head_workflow(head: Examination) -> str:

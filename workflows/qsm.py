@@ -6,7 +6,8 @@ from nipype.pipeline.engine import Node, Workflow
 
 from qsmpipe.chain import DEFAULT_CHAIN, Chain
 from qsmpipe.interfaces.mask import ExcludeResidual
-from qsmpipe.workflows.assembly import Assembly, Wires, take
+from qsmpipe.maps import given_by
+from qsmpipe.workflows.assembly import Assembly, Wires, lists_maps, take
 from qsmpipe.workflows.field import init_field_wf
 from qsmpipe.workflows.mask import init_mask_wf
 from qsmpipe.workflows.phase import INPUTS as IMAGES
@@ -20,12 +21,7 @@ from qsmpipe.workflows.unwrap import init_unwrap_wf
 
 INPUTS = (*IMAGES, "field_strength", "mask", "region")
 
-OUTPUTS = (
-    "chi", "unreferenced", "reference_value", "qsm_mask", "mask", "quality", "magnitude",
-    "combined", "phase", "offset", "unwrapped", "field", "noise", "local_field", "r2star",
-    "t2star", "s0", "b0_direction", "steps", "compared", "median", "reference_region",
-    "deviation", "swi", "minip",
-)  # fmt: skip
+OUTPUTS = (*given_by("qsm", "susceptibility"), "reference_value", "b0_direction", "steps")
 
 FOR_SUSCEPTIBILITY = (
     "field", "noise", "b0_direction", "phase", "magnitude", "combined", "r2star", "echo_times",
@@ -33,6 +29,7 @@ FOR_SUSCEPTIBILITY = (
 )  # fmt: skip
 
 
+@lists_maps("qsm", "susceptibility")
 def init_qsm_wf(
     *,
     echoes: int,
@@ -80,39 +77,9 @@ def init_qsm_wf(
 
     Outputs
     -------
-    chi
-        Susceptibility (ppm) by the first inversion, referenced; 0 outside ``qsm_mask``.
-    deviation
-        Standard deviation of ``chi`` (ppm) that the field's noise gives it, with ``uncertainty``.
-    compared, median
-        With several inversions: the list of their maps (ppm), in their order, each referenced;
-        and the median of these maps where all are known, referenced.
-    unreferenced
-        Susceptibility (ppm) before the reference was subtracted.
+    {maps}
     reference_value
-        What was subtracted (ppm).
-    qsm_mask
-        Where ``chi`` is trusted: the brain mask, eroded as the background removal needs.
-    reference_region
-        The fluid whose mean was subtracted, with ``reference="csf"``; undefined otherwise.
-    mask, quality
-        Brain mask, and phase quality in [0, 1].
-    magnitude, phase
-        All echoes (echo last), phase in rad, wrapped, offset removed.
-    combined
-        Magnitude, root of the sum of squares over echoes.
-    offset
-        The phase offset that was removed (rad); undefined where none was.
-    unwrapped
-        Unwrapped phase of all echoes (rad).
-    field, noise, local_field
-        Total field, its standard deviation, and the field of the sources inside the mask (ppm);
-        the last undefined with background ``"none"``.
-    r2star, t2star, s0
-        1/s, s, and the unit of the magnitude; undefined for one echo.
-    swi, minip
-        Susceptibility-weighted image and its minimum intensity projection; undefined with
-        ``swi="none"``.
+        What was subtracted from susceptibility (ppm).
     b0_direction
         Unit vector along B0 in voxel axes.
     steps

@@ -7,8 +7,9 @@ from nipype.pipeline.engine import Node, Workflow
 from qsmpipe.chain import DEFAULT_CHAIN, Chain
 from qsmpipe.interfaces.passes import MergePasses, Reliable
 from qsmpipe.interfaces.reference import MedianMap
+from qsmpipe.maps import given_by
 from qsmpipe.methods import METHODS, needs_background
-from qsmpipe.workflows.assembly import Assembly, Wire, Wires, take
+from qsmpipe.workflows.assembly import Assembly, Wire, Wires, lists_maps, take
 from qsmpipe.workflows.background import init_background_wf
 from qsmpipe.workflows.inversion import init_inversion_wf
 from qsmpipe.workflows.reference import init_reference_wf
@@ -19,12 +20,10 @@ INPUTS = (
     "echo_times", "field_strength", "region", "first_mask", "quality",
 )  # fmt: skip
 
-OUTPUTS = (
-    "chi", "unreferenced", "reference_value", "local_field", "qsm_mask", "reference_region",
-    "compared", "median", "deviation", "steps",
-)  # fmt: skip
+OUTPUTS = (*given_by("susceptibility"), "reference_value", "steps")
 
 
+@lists_maps("susceptibility")
 def init_susceptibility_wf(
     *,
     chain: Chain = DEFAULT_CHAIN,
@@ -68,22 +67,9 @@ def init_susceptibility_wf(
 
     Outputs
     -------
-    chi
-        Susceptibility (ppm) by the first inversion, referenced; 0 outside ``qsm_mask``.
-    unreferenced, reference_value
-        The same before the reference was subtracted, and what was subtracted (ppm).
-    reference_region
-        The fluid whose mean it was, with ``reference="csf"``; undefined otherwise.
-    local_field
-        Field of the sources inside the mask (ppm); undefined with background ``"none"``. That of
-        the whole mask, with ``two_pass``.
-    qsm_mask
-        Where ``chi`` is trusted: ``mask``, eroded as the background removal needs.
-    compared, median
-        With several inversions: the list of their maps (ppm), in their order, each referenced;
-        and the median of these maps where all are known, referenced to the whole of that.
-    deviation
-        Standard deviation of ``chi`` (ppm) that the field's noise gives it, with ``uncertainty``.
+    {maps}
+    reference_value
+        What was subtracted from susceptibility (ppm).
     steps
         List of what was done.
     """

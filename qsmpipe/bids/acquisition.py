@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from qsmpipe.bids.entities import ALLOWED, fold, join, relative
-from qsmpipe.maps import OUTPUTS
+from qsmpipe.maps import MAPS
 
 
 @dataclass(frozen=True)
@@ -78,16 +78,18 @@ class Acquisition:
         """
         return self.name.replace("-", "_").replace("+", "_plus_")
 
-    def output(self, key: str, extension: str = ".nii.gz", *, method: str = "") -> Path:
-        """Path of a map within the derivative dataset; ``method`` where there is one for each.
+    def output(self, key: str, extension: str = "", *, method: str = "") -> Path:
+        """Path of a map within the derivative dataset; its sidecar has the extension ``.json``.
+
+        ``method`` tells which map is meant where there is one for each.
 
         >>> acquisition = Acquisition(Path("/data"), {"subject": "01"}, "MEGRE")
         >>> acquisition.output("chi").as_posix()
         'sub-01/anat/sub-01_Chimap.nii.gz'
-        >>> acquisition.output("chi_by_method", ".json", method="two_level").as_posix()
+        >>> acquisition.output("compared", ".json", method="two_level").as_posix()
         'sub-01/anat/sub-01_desc-twolevel_Chimap.json'
         """
-        row = OUTPUTS[key]
+        row = MAPS[key].file
         entities = self._entities_in(row.datatype)
         parts = [join(entities)]
         # part stands before chunk in a BIDS name, desc after everything
@@ -100,7 +102,8 @@ class Acquisition:
         folder = Path(f"sub-{self.subject}")
         if self.session:
             folder /= f"ses-{self.session}"
-        return folder / row.datatype / ("_".join([*parts, row.suffix]) + extension)
+        name = "_".join([*parts, row.suffix]) + (extension or row.extension)
+        return folder / row.datatype / name
 
     def relative(self, path: Path) -> str:
         """Path within the dataset, for messages."""

@@ -1,94 +1,86 @@
 """The maps of one acquisition, as arrays: what figures and numbers are made from."""
 
-import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from qsmpipe.maps import MAPS, Map
 
-@dataclass(frozen=True)
+
 class Maps:
-    """Maps on one grid; all but ``affine`` may be missing.
+    """Maps on one grid, by their keys in :data:`qsmpipe.maps.MAPS`; None where there is none.
 
-    Arrays or tensors are taken, arrays are kept. The ``magnitude`` and ``phase`` of one echo may
-    come as (X, Y, Z).
+    Arrays are float, masks bool; ``magnitude`` and ``phase`` have their echoes first. A map of
+    several methods (``compared``) is a dict, empty where there is none.
+
+    Parameters
+    ----------
+    affine : (4, 4) array
+        Voxel to scanner coordinates (mm).
+    field_strength : float, optional
+        B0 (T).
+    echo_times : sequence of float
+        One for each echo (s).
+    reference_value : float, optional
+        What was subtracted from the susceptibility (ppm).
+    curves : mapping, optional
+        Inversion to what its lambda was chosen from: the items of
+        :class:`qsmpipe.numerics.inversion.common.Curve`.
+    **maps : array or tensor, or a mapping of these by method
+        (X, Y, Z), or (E, X, Y, Z) with all echoes; one echo may come as (X, Y, Z).
+
+    Raises
+    ------
+    ValueError
+        If the maps have different grids.
+    TypeError
+        If there is no map of that name.
     """
 
-    affine: np.ndarray
-    """Voxel to scanner coordinates (mm), (4, 4)."""
-    magnitude: np.ndarray | None = None
-    """(E, X, Y, Z), any unit."""
-    phase: np.ndarray | None = None
-    """(E, X, Y, Z), wrapped (rad)."""
-    quality: np.ndarray | None = None
-    """(X, Y, Z), 0 to 1."""
-    brain_mask: np.ndarray | None = None
-    """(X, Y, Z) bool."""
-    field: np.ndarray | None = None
-    """Total field (ppm)."""
-    noise: np.ndarray | None = None
-    """Standard deviation of the total field (ppm)."""
-    local_field: np.ndarray | None = None
-    """Field of the sources inside ``qsm_mask`` (ppm)."""
-    qsm_mask: np.ndarray | None = None
-    """(X, Y, Z) bool, where ``chi`` is trusted."""
-    chi: np.ndarray | None = None
-    """Susceptibility (ppm)."""
-    compared: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
-    """Susceptibility (ppm) by each of several inversions, by name."""
-    deviation: np.ndarray | None = None
-    """Standard deviation of the susceptibility (ppm)."""
-    median: np.ndarray | None = None
-    """Median of them (ppm)."""
-    r2star: np.ndarray | None = None
-    """(1/s)."""
-    swi: np.ndarray | None = None
-    """Susceptibility-weighted image, any unit."""
-    minip: np.ndarray | None = None
-    """Its minimum over a slab of slices."""
-    cosmos: np.ndarray | None = None
-    """Susceptibility (ppm) by several orientations."""
-    field_strength: float | None = None
-    """(T)."""
-    echo_times: Sequence[float] = ()
-    """(s)."""
-    reference_value: float | None = None
-    """What was subtracted from the susceptibility (ppm)."""
-    curves: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
-    """Inversion to what its lambda was chosen from: the items of
-    :class:`qsmpipe.numerics.inversion.common.Curve`."""
-
-    def __post_init__(self) -> None:
-        for name in ("magnitude", "phase"):
-            object.__setattr__(self, name, _echoes(getattr(self, name)))
-        for name in ("brain_mask", "qsm_mask"):
-            object.__setattr__(self, name, _mask(getattr(self, name)))
-        for name in (
-            "quality", "field", "noise", "local_field", "chi", "median", "deviation", "r2star",
-            "swi", "minip", "cosmos",
-        ):  # fmt: skip
-            object.__setattr__(self, name, _array(getattr(self, name)))
-        compared = {name: np.asarray(_array(chi)) for name, chi in self.compared.items()}
-        object.__setattr__(self, "compared", compared)
-        shapes = {name: chi.shape for name, chi in compared.items()} | {
-            item.name: value.shape[-3:]
-            for item in dataclasses.fields(self)
-            if item.name != "affine" and isinstance(value := getattr(self, item.name), np.ndarray)
+    def __init__(
+        self,
+        affine: np.ndarray,
+        *,
+        field_strength: float | None = None,
+        echo_times: Sequence[float] = (),
+        reference_value: float | None = None,
+        curves: Mapping[str, Mapping[str, Any]] | None = None,
+        **maps: Any,
+    ) -> None:
+        self.affine = affine
+        self.field_strength = field_strength
+        self.echo_times = echo_times
+        self.reference_value = reference_value
+        self.curves = curves or {}
+        if unknown := set(maps) - set(MAPS):
+            msg = f"there is no map {', '.join(sorted(unknown))}: see qsmpipe.maps.MAPS"
+            raise TypeError(msg)
+        self._maps = {
+            key: {name: _array(value, row) for name, value in maps[key].items()}
+            if row.by_method
+            else _array(maps[key], row)
+            for key, row in MAPS.items()
+            if maps.get(key) is not None
         }
+        shapes = {name: values.shape[-3:] for name, values in self._arrays().items()}
         if len(set(shapes.values())) > 1:
             msg = f"the maps of a report must share one grid: {shapes}"
             raise ValueError(msg)
 
+    def __getattr__(self, key: str) -> Any:
+        """Map of this key."""
+        if key not in MAPS:
+            msg = f"there is no map {key}"
+            raise AttributeError(msg)
+        return self._maps.get(key, {} if MAPS[key].by_method else None)
+
     @property
     def shape(self) -> tuple[int, int, int]:
         """Grid size."""
-        for item in dataclasses.fields(self):
-            value = getattr(self, item.name)
-            if item.name != "affine" and isinstance(value, np.ndarray):
-                x, y, z = value.shape[-3:]
-                return x, y, z
+        for values in self._arrays().values():
+            x, y, z = values.shape[-3:]
+            return x, y, z
         msg = "there is no map to report on"
         raise ValueError(msg)
 
@@ -106,27 +98,32 @@ class Maps:
         return np.ones(self.shape, bool)
 
     @property
+    def head_mask(self) -> np.ndarray:
+        """The brain mask, or the narrowest mask where there is none."""
+        return self.mask if self.brain_mask is None else self.brain_mask
+
+    @property
     def eroded(self) -> np.ndarray | None:
         """Part of the brain mask that has no susceptibility."""
         if self.brain_mask is None or self.qsm_mask is None:
             return None
         return self.brain_mask & ~self.qsm_mask
 
+    def _arrays(self) -> dict[str, np.ndarray]:
+        """All arrays, those of several methods by the method."""
+        found: dict[str, np.ndarray] = {}
+        for key, values in self._maps.items():
+            found |= values if isinstance(values, dict) else {key: values}
+        return found
 
-def _array(values: Any) -> np.ndarray | None:
-    if values is None:
-        return None
+
+def _array(values: Any, row: Map) -> np.ndarray:
+    """``values`` as an array of the kind that a map has."""
     if hasattr(values, "detach"):
         values = values.detach().cpu().numpy()
     values = np.asarray(values)
+    if row.is_mask:
+        return values > 0.5
+    if row.echoes and values.ndim == 3:
+        values = values[None]
     return values if values.dtype.kind == "f" else values.astype(np.float32)
-
-
-def _echoes(values: Any) -> np.ndarray | None:
-    array = _array(values)
-    return array[None] if array is not None and array.ndim == 3 else array
-
-
-def _mask(values: Any) -> np.ndarray | None:
-    array = _array(values)
-    return None if array is None else array > 0.5
