@@ -61,7 +61,7 @@ def test_an_inversion_that_removes_the_background_itself_gets_the_whole_mask(nam
 @pytest.mark.parametrize(
     ("choice", "message"),
     [
-        ({"inversion": "tkd,"}, None),
+        ({"inversion": "tkd,"}, "cannot be '' in 'tkd,'"),
         ({"inversion": "tkd,tkd"}, "twice"),
         ({"inversion": "tkd+tv"}, "no method 'tkd\\+tv'"),
         ({"inversion": ""}, "cannot be ''"),
