@@ -216,7 +216,9 @@ class Refine(_Mask):
             msg = (
                 "the mask was empty before it was refined: none of the methods found anything, or "
                 "masks joined by & have no voxel in common. Look at the magnitude, or try another "
-                "method (threshold, quality, bet), | instead of &, or a mask of your own"
+                "method (threshold, quality, bet), | instead of &, or a mask of your own. For an "
+                "animal or a sample: the methods' lengths are for human heads; --preset "
+                "small-animal has others"
             )
             raise ValueError(msg)
         mask = fill_holes(mask, zooms, **limit)

@@ -10,7 +10,7 @@ import nibabel as nb
 import numpy as np
 
 SHAPE = (24, 20, 18)
-AFFINE = np.diag([1.0, 1.0, 1.0, 1.0])
+AFFINE = np.diag([6.0, 6.0, 6.0, 1.0])
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 """Real data, where they are."""

@@ -24,7 +24,7 @@ from datasets import (
 )
 
 from qsmpipe import bids, images
-from qsmpipe.checks import Examination, examine, examine_mask
+from qsmpipe.checks import Examination, examine, examine_mask, with_siblings
 from qsmpipe.numerics.phase import to_radians
 from qsmpipe.numerics.stored_phase import scale_of
 
@@ -42,7 +42,7 @@ TILT = math.radians(30)
 OBLIQUE = np.eye(4)
 OBLIQUE[:3, :3] = np.array(
     [[1, 0, 0], [0, math.cos(TILT), -math.sin(TILT)], [0, math.sin(TILT), math.cos(TILT)]]
-) @ np.diag([0.7, 0.7, 2.0])
+) @ np.diag([4.2, 4.2, 7.0])
 
 
 def alternate(values: np.ndarray, echo: int) -> np.ndarray:
@@ -67,7 +67,7 @@ GOOD = {
     "all entities": {"prefix": "sub-01_ses-a_acq-hi_ce-gd_rec-x_run-02"},
     "odd": {"shape": (23, 21, 17)},
     "oblique, anisotropic": {"affine": OBLIQUE},
-    "left-handed": {"affine": np.diag([-1.0, 1.0, 1.0, 1.0])},
+    "left-handed": {"affine": np.diag([-6.0, 6.0, 6.0, 1.0])},
     "7 T": {"MagneticFieldStrength": 7, "ImagingFrequency": 297.2},
     "phase of a T1w": {"suffix": "T1w", "echo_times": (0.02,)},
 }  # fmt: skip
@@ -122,7 +122,7 @@ def test_slope_and_intercept_of_the_header_are_applied_once(tmp_path: Path) -> N
 def test_b0_of_an_oblique_anisotropic_grid(tmp_path: Path) -> None:
     found = look(write(tmp_path, affine=OBLIQUE))
     assert found.b0_direction == pytest.approx((0, 0.5, math.cos(TILT)), abs=1e-6)
-    assert found.zooms == pytest.approx((0.7, 0.7, 2.0))
+    assert found.zooms == pytest.approx((4.2, 4.2, 7.0))
     assert found.summary()["Slices tilted against B0 (degrees)"] == "30.0"
 
 
@@ -225,6 +225,25 @@ def test_a_small_drift_of_the_frequency_is_no_contradiction(tmp_path: Path) -> N
     root = write(tmp_path, ImagingFrequency=127.731)
     edit(image(root, 3), ImagingFrequency=127.7312, Manufacturer="SIEMENS ")
     assert not look(root).warnings
+
+
+def test_a_small_animal_is_no_warning_to_who_knows_it(tmp_path: Path) -> None:
+    root = write(tmp_path, affine=np.diag([0.4, 0.4, 0.5, 1.0]))
+    assert not look(root, for_human_heads=False).warnings
+
+
+@pytest.mark.parametrize("name", ["run-{}", "acq-echo{}", "rec-e{}", "acq-x_run-{}"])
+def test_echoes_that_are_named_as_runs_are_told(name: str, tmp_path: Path) -> None:
+    for n in (1, 2, 3):
+        write(tmp_path, prefix=f"sub-01_{name.format(n)}", echo_times=(0.004 * n,))
+    write(tmp_path, prefix="sub-02_run-1", echo_times=(0.004,))
+    write(tmp_path, prefix="sub-02_run-2", echo_times=(0.004,))
+    found = with_siblings([examine(acquisition) for acquisition in bids.find(tmp_path)])
+    told = [[f.message for f in each.warnings if f.check == "echoes"] for each in found]
+    assert [len(messages) for messages in told] == [1, 1, 1, 0, 0]
+    label = name.split("_")[0].format(1)
+    assert told[0][0].startswith(f"sub-01_{label}")
+    assert "differ in echo time alone (4, 8, 12 ms)" in told[0][0]
 
 
 def test_every_text_of_the_summary_can_be_written(tmp_path: Path) -> None:
@@ -705,6 +724,11 @@ BROKEN: dict[str, tuple[dict, Break | None, str, str, list[str]]] = {
         {"change": bipolar}, None, "warning", "bipolar",
         ["odd and even echoes differ", "along i", "one readout polarity"],
     ),
+    "a small animal": (
+        {"affine": np.diag([0.4, 0.4, 0.5, 1.0])}, None, "warning", "geometry",
+        ["9.6 x 8 x 9 mm", "for which the lengths of all methods are meant",
+         "--preset small-animal", "--mask given"],
+    ),
     "slices alternate without GE": (
         {"change": alternate}, None, "warning", "alternation", ["jumps by pi", "mended"],
     ),
@@ -838,7 +862,7 @@ def test_a_slope_applied_twice_is_told(units: str, level: str, tmp_path: Path) -
             content = {"EchoTime": 0.004 * echo, "Units": units, "MagneticFieldStrength": 7,
                        "Manufacturer": "Siemens"}  # fmt: skip
             path.with_name(path.name.replace(".nii.gz", ".json")).write_text(json.dumps(content))
-    found = look(tmp_path)
+    found = look(tmp_path, for_human_heads=False)  # a crop of one
     (finding,) = found.findings
     assert (finding.level, finding.check) == (level, "phase-scale")
     assert "values -0.00367438 to 0.00367438" in finding.message

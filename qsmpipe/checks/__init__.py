@@ -12,6 +12,7 @@ from qsmpipe.checks.examination import Examination, Finding, Notebook, head_name
 from qsmpipe.checks.given import examine_mask, with_given
 from qsmpipe.checks.headers import check_headers
 from qsmpipe.checks.phase import check_phase, check_scale
+from qsmpipe.checks.siblings import with_siblings
 from qsmpipe.checks.sidecars import (
     check_agreement,
     check_echo_times,
@@ -24,7 +25,7 @@ from qsmpipe.checks.voxels import read_scan
 
 __all__ = [
     "Examination", "Finding", "examine", "examine_mask", "head_name", "heads", "refused",
-    "with_given",
+    "with_given", "with_siblings",
 ]  # fmt: skip
 
 
@@ -34,6 +35,7 @@ def examine(
     field_strength: float | None = None,
     phase_sign: int | None = None,
     b0_direction: Sequence[float] = (),
+    for_human_heads: bool = True,
 ) -> Examination:
     """Look at an acquisition's names, sidecars, headers and voxels.
 
@@ -47,6 +49,9 @@ def examine(
         +1 or -1, instead of what the manufacturer is known for.
     b0_direction : sequence of float, optional
         Unit vector along B0 in voxel axes, instead of what the headers say.
+    for_human_heads : bool
+        Whether the lengths of the methods are those of human heads, so that a smaller field of
+        view deserves a warning.
     """
     notes = Notebook()
     check_parts(acquisition, notes)
@@ -54,7 +59,7 @@ def examine(
     check_agreement(acquisition, notes)
     echo_times = check_echo_times(acquisition, notes)
     strength = check_field_strength(acquisition, field_strength, notes)
-    placed = check_headers(acquisition, notes, b0_direction)
+    placed = check_headers(acquisition, notes, b0_direction, for_human_heads=for_human_heads)
     found: dict[str, Any] = {
         "phase_sign": check_sign(acquisition, phase_sign, notes),
         "field_strength": strength,

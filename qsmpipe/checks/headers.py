@@ -15,6 +15,9 @@ from qsmpipe.placement import MAX_ANGLE, SCANNER, b0_direction
 FINEST, COARSEST = 0.01, 20.0
 """Voxels of any scan (mm); beyond, the unit of the header cannot be right."""
 
+SMALL_HEAD = 100.0
+"""Field of view (mm) that no human brain fits into: it is some 170 mm long."""
+
 WIDEST = 1000.0
 """Field of view of any scan of a head or an animal (mm)."""
 
@@ -29,7 +32,11 @@ class Placed(NamedTuple):
 
 
 def check_headers(
-    acquisition: Acquisition, notes: Notebook, given: Sequence[float] = ()
+    acquisition: Acquisition,
+    notes: Notebook,
+    given: Sequence[float] = (),
+    *,
+    for_human_heads: bool = True,
 ) -> Placed | None:
     """One 3D grid for all images, with its direction of B0; None where it cannot be had.
 
@@ -86,7 +93,10 @@ def check_headers(
             "that could be inverted; was the volume converted completely?",
         )
         usable = False
-    return _place(name, first, notes, given) if usable else None
+    placed = _place(name, first, notes, given) if usable else None
+    if placed and for_human_heads:
+        _check_head(name, placed, notes)
+    return placed
 
 
 def _same_scan(one: images.Header, other: images.Header) -> bool:
@@ -170,6 +180,19 @@ def _check_size(
             f"({unit})",
         )
     return True
+
+
+def _check_head(name: str, placed: Placed, notes: Notebook) -> None:
+    """Say that default lengths do not fit an animal or a sample."""
+    extent = [n * zoom for n, zoom in zip(placed.shape, placed.zooms, strict=True)]
+    if max(extent) < SMALL_HEAD:
+        notes.warn(
+            "geometry",
+            f"{name}: a field of view of {' x '.join(f'{length:.3g}' for length in extent)} mm is "
+            "too small for a human head, for which the lengths of all methods are meant (radii, "
+            "margins, brain extraction): for an animal give --preset small-animal, or set the "
+            "lengths yourself and give a mask of yours (--mask given)",
+        )
 
 
 def _check_given(

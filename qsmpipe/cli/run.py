@@ -324,7 +324,8 @@ def _find(settings: Settings) -> Found:
 
 def _examine(found: Found, settings: Settings) -> list[Examination]:
     examined = [_examined(acquisition, settings) for acquisition in found]
-    return examined + [checks.refused(refusal) for refusal in found.refusals]
+    refused = [checks.refused(refusal) for refusal in found.refusals]
+    return checks.with_siblings(examined) + refused
 
 
 def _examined(acquisition: Acquisition, settings: Settings) -> Examination:
@@ -335,6 +336,7 @@ def _examined(acquisition: Acquisition, settings: Settings) -> Examination:
             field_strength=settings.b0 or None,
             phase_sign=settings.phase_sign or None,
             b0_direction=settings.b0_direction,
+            for_human_heads=settings.preset != "small-animal",
         )
     except Exception as error:
         last = traceback.extract_tb(error.__traceback__)[-1]
