@@ -44,6 +44,17 @@ class Convergence:
 
 
 @dataclass(frozen=True)
+class Planned:
+    """A step that shall be done."""
+
+    name: str
+    stage: str
+    method: str
+    takes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """What it takes to the names of the steps that give it."""
+
+
+@dataclass(frozen=True)
 class Step:
     """What one step did."""
 
@@ -131,6 +142,8 @@ class Record:
     acquisition: Mapping[str, str] = field(default_factory=dict)
     """Label to value."""
     findings: tuple[Finding, ...] = ()
+    plan: tuple[Planned, ...] = ()
+    """Each step behind those that it follows from."""
     steps: tuple[Step, ...] = ()
     numbers: tuple[Number, ...] = ()
     figures: tuple[Figure, ...] = ()

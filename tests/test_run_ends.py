@@ -96,7 +96,7 @@ def start() -> Iterator[Callable[..., Family]]:
         for pid in family.members():
             os.kill(pid, signal.SIGKILL)
         family.process.kill()
-        family.process.communicate()
+        family.process.wait()
 
 
 SCRIPT = """

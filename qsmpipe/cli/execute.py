@@ -21,13 +21,14 @@ from qsmpipe.checks import Examination, head_name, heads
 from qsmpipe.cli.errors import Exit, RunError
 from qsmpipe.cli.logs import log_to
 from qsmpipe.cli.plugin import ProcessPerNode, crash_folder
-from qsmpipe.cli.progress import RunProgress, is_plumbing, label
-from qsmpipe.cli.resources import has_gpu, read_plugin
+from qsmpipe.cli.progress import RunProgress
+from qsmpipe.cli.resources import Plugin, has_gpu, read_plugin
 from qsmpipe.cli.signals import Stopped
 from qsmpipe.interfaces.lease import visible_devices
-from qsmpipe.records import Failure, NodeRun, Record
+from qsmpipe.records import Failure, NodeRun, Planned, Record
 from qsmpipe.settings import Settings
 from qsmpipe.workflows.base import head_workflow, init_acquisition_wf, init_run_wf
+from qsmpipe.workflows.plan import is_plumbing, label, plans
 from qsmpipe.workflows.stage import take_gpus
 
 ENDED_EARLY = (
@@ -69,6 +70,8 @@ class Graph:
     """Name of each acquisition, and of each head, to the name of its workflow."""
     unbuilt: Mapping[str, str]
     """Name of each acquisition that is not in the graph to the reason."""
+    plans: Mapping[str, tuple[Planned, ...]]
+    """Name of each acquisition, and of each head, to its steps."""
     use_gpu: bool
     plugin: tuple[str, dict[str, Any]] | None
     """Name and arguments of the plugin that the user chose."""
@@ -107,11 +110,39 @@ def prepare(
     threads = settings.omp_nthreads or max(1, min(_processors(settings) // len(examinations), 8))
     plugin = read_plugin(settings.use_plugin)
     use_gpu = has_gpu(settings.device, plugin)
+    return _graph(examinations, settings, given, threads, use_gpu, plugin)
+
+
+def rehearse(
+    examinations: Sequence[Examination],
+    settings: Settings,
+    given: Mapping[str, Mapping[str, Path]],
+) -> Graph:
+    """Build the graph as :func:`prepare` does, for its plan alone: on the CPU, without a log.
+
+    Raises
+    ------
+    RunError
+        If no acquisition's graph can be built.
+    """
+    return _graph(examinations, settings, given, 1, False, None)
+
+
+def _graph(
+    examinations: Sequence[Examination],
+    settings: Settings,
+    given: Mapping[str, Mapping[str, Path]],
+    threads: int,
+    use_gpu: bool,
+    plugin: Plugin | None,
+) -> Graph:
     workflow, unbuilt = build(examinations, settings, given, threads=threads, use_gpu=use_gpu)
     if workflow is None:
         raise RunError(Exit.USAGE, "; ".join(dict.fromkeys(unbuilt.values())))
     names = _workflow_names(examinations, settings)
-    return Graph(workflow, names, unbuilt, use_gpu, plugin)
+    planned = plans(workflow)
+    own = {name: planned.get(workflow_name, ()) for name, workflow_name in names.items()}
+    return Graph(workflow, names, unbuilt, own, use_gpu, plugin)
 
 
 def execute(graph: Graph, settings: Settings, *, log_file: Path) -> Ending:

@@ -2,14 +2,15 @@
 
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
 
-from nipype.interfaces.utility import IdentityInterface, Merge
 from nipype.pipeline.engine import Node
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from qsmpipe.workflows.plan import is_plumbing, label, spoken
 
 
 class RunProgress:
@@ -28,7 +29,7 @@ class RunProgress:
             disable=not self._console.is_terminal,
         )
         self._tasks: dict[str, TaskID] = {
-            name: self._progress.add_task(_spoken(name), total=total, stage="waiting", start=False)
+            name: self._progress.add_task(spoken(name), total=total, stage="waiting", start=False)
             for name, total in totals.items()
         }
         self._began: dict[str, float] = {}
@@ -70,25 +71,4 @@ class RunProgress:
         if not self._console.is_terminal:
             took = "" if began is None else f" in {time.monotonic() - began:.1f} s"
             stamp = time.strftime("%H:%M:%S")
-            print(f"{stamp} {_spoken(acquisition)}: {stage} {done}{took}", file=sys.stderr)
-
-
-def label(parts: Sequence[str]) -> str:
-    """Name a node by its path within the acquisition.
-
-    >>> label(["qsm_wf", "susceptibility_wf", "background_vsharp_wf", "vsharp"])
-    'background vsharp'
-    """
-    shown = [
-        part.removesuffix("_wf") for part in parts if part not in ("qsm_wf", "susceptibility_wf")
-    ]
-    return " ".join([part.removesuffix(f"_{shown[-1]}") for part in shown[:-1]] + shown[-1:])
-
-
-def is_plumbing(node: Node) -> bool:
-    """Whether a node computes nothing."""
-    return isinstance(node.interface, IdentityInterface | Merge)
-
-
-def _spoken(workflow: str) -> str:
-    return workflow.removesuffix("_wf").replace("_", "-")
+            print(f"{stamp} {spoken(acquisition)}: {stage} {done}{took}", file=sys.stderr)

@@ -23,7 +23,7 @@ from qsmpipe.cli.parser import Request
 from qsmpipe.cli.resources import has_gpu, read_plugin
 from qsmpipe.cli.signals import Stopped, Watch, stoppable
 from qsmpipe.methods import needs_background
-from qsmpipe.records import Logbook, Record, Run
+from qsmpipe.records import Logbook, Planned, Record, Run
 from qsmpipe.settings import Settings, versions
 
 DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE,
@@ -61,9 +61,7 @@ def run(request: Request) -> int:
         examinations, given = _with_given(_examine(found, settings), settings)
         heads = checks.heads(examinations) if settings.methods("cosmos") else []
         if request.dry_run:
-            _say(examinations, settings)
-            _announce_heads(heads)
-            return Exit.OK if any(not e.errors for e in examinations) else Exit.BAD_DATA
+            return _rehearse(examinations, heads, settings, given)
         try:
             return _process(request, settings, examinations, heads, given, watch)
         except OSError as error:
@@ -110,6 +108,7 @@ def _process(
         from qsmpipe.cli.execute import complete, execute, prepare
 
         graph = prepare(ready, settings, given, log_file=log_file, verbose=request.verbose)
+        found |= {n: replace(found[n], plan=plan) for n, plan in graph.plans.items()}
         _write_records(output, this, found)
         ending = execute(graph, settings, log_file=log_file)
         stopped = ending.stopped
@@ -378,14 +377,60 @@ def _record(name: str, examination: Examination, this: Run) -> Record:
     )
 
 
-def _say(examinations: list[Examination], settings: Settings) -> None:
+def _rehearse(
+    examinations: list[Examination],
+    heads: list[Examination],
+    settings: Settings,
+    given: dict[str, dict[str, Path]],
+) -> Exit:
+    """Say what would be done: the graph is built, and neither run nor written."""
+    unbuilt: Mapping[str, str] = {}
+    plans: Mapping[str, tuple[Planned, ...]] = {}
+    ready = [e for e in examinations if not e.errors]
+    if ready:
+        from qsmpipe.cli.execute import rehearse
+
+        graph = rehearse(ready, settings, given)
+        unbuilt, plans = graph.unbuilt, graph.plans
+    _say(examinations, settings, unbuilt)
+    _announce_heads(heads)
+    _say_plans(plans)
+    return Exit.OK if ready else Exit.BAD_DATA
+
+
+def _say_plans(plans: Mapping[str, tuple[Planned, ...]]) -> None:
+    """Print the steps of each acquisition, once for those that have the same."""
+    same: dict[tuple[tuple[str, str], ...], list[str]] = {}
+    for name, plan in plans.items():
+        lines = tuple((step.name, _taken(step)) for step in plan)
+        same.setdefault(lines, []).append(name)
+    for lines, names in same.items():
+        if lines:
+            print(f"plan of {', '.join(names)}")
+        for place, (step, taken) in enumerate(lines, 1):
+            print(f"  {place}. {step}{taken}")
+
+
+def _taken(step: Planned) -> str:
+    by_source: dict[tuple[str, ...], list[str]] = {}
+    for what, sources in step.takes.items():
+        by_source.setdefault(sources, []).append(what)
+    parts = [f"{', '.join(what)} of {', '.join(s)}" for s, what in by_source.items()]
+    return f": {'; '.join(parts)}" if parts else ""
+
+
+def _say(examinations: list[Examination], settings: Settings, unbuilt: Mapping[str, str]) -> None:
     for examination in examinations:
-        print(examination.acquisition.name)
+        name = examination.acquisition.name
+        print(name)
         for label, value in examination.summary().items():
             print(f"  {label}: {value}")
         for finding in examination.findings:
             print(f"  {finding.level}: {finding.message}")
-        print("  -> refused" if examination.errors else "  -> would be processed")
+        if name in unbuilt:
+            print(f"  -> would fail: {unbuilt[name]}")
+        else:
+            print("  -> refused" if examination.errors else "  -> would be processed")
     print(f"preset {settings.preset}")
     for step in settings.resolved():
         print(f"  {step['stage']}: {step['method']}")

@@ -25,6 +25,7 @@ from qsmpipe.reports.boilerplate import (
     settings_text,
     value_text,
 )
+from qsmpipe.reports.flow import draw, sentence
 from qsmpipe.reports.labels import COMPARED, HEADLINES, INDEXED
 
 SECTIONS = (
@@ -162,6 +163,8 @@ def _acquisition(record: Record, book: Logbook, out_dir: Path, place: int) -> di
         "headlines": [n for label in HEADLINES for n in numbers if n["label"] == label],
         "numbers": numbers,
         "sections": _sections([_picture(figure, out_dir) for figure in record.figures]),
+        "flow": draw(record.plan, {n.name: n.status for n in record.nodes}, f"a{place}-flow"),
+        "plan": [sentence(step) for step in record.plan],
         "steps": [_step(step) for step in record.steps],
         "nodes": [_node(node, longest) for node in record.nodes],
         "seconds": sum(_finite(node.wall_seconds) for node in record.nodes),

@@ -1,0 +1,165 @@
+"""A drawing of a plan: which steps follow from which, as SVG for a page."""
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+
+import networkx as nx
+from markupsafe import Markup, escape
+
+from qsmpipe.records import Planned
+
+WIDTH, HEIGHT = 168, 38
+"""Size of a step's box (px)."""
+
+GAP, RISE = 18, 24
+"""Space between the boxes of a layer, and between layers (px)."""
+
+NARROW = 14
+"""Width that a line takes where it passes a layer (px)."""
+
+Place = tuple[float, float]
+
+
+def draw(plan: Sequence[Planned], states: Mapping[str, str], ident: str) -> Markup:
+    """Draw a plan from the top down.
+
+    A line that follows from others is left out: the text below the drawing has them all.
+
+    Parameters
+    ----------
+    plan : sequence of Planned
+        The steps.
+    states : mapping
+        Name of a step to what became of it: ``done``, ``failed`` or ``not run``.
+    ident : str
+        Begins the ids of the drawing's title and description.
+
+    Returns
+    -------
+    svg : Markup
+        With a title and a description for those who do not see it.
+    """
+    graph = nx.transitive_reduction(_graph(plan))
+    layers = _layers(graph)
+    places, size = _placed(layers)
+    known = {step.name: step for step in plan}
+    lines = [_line(path, places) for path in _paths(graph, places)]
+    boxes = [
+        _box(name, known.get(name), states.get(name, ""), places[name])
+        for name in graph
+    ]  # fmt: skip
+    text = " ".join(sentence(step) for step in plan)
+    return Markup(
+        '<svg class="flow" role="img" aria-labelledby="{id}-t {id}-d" '
+        'viewBox="0 0 {w:.0f} {h:.0f}" width="{w:.0f}" height="{h:.0f}">'
+        '<title id="{id}-t">Steps, and which follow from which</title>'
+        '<desc id="{id}-d">{text}</desc>{lines}{boxes}</svg>'
+    ).format(
+        id=ident, w=size[0], h=size[1], text=text, lines=Markup("").join(lines),
+        boxes=Markup("").join(boxes),
+    )  # fmt: skip
+
+
+def sentence(step: Planned) -> str:
+    """Say what a step takes from where.
+
+    >>> sentence(Planned("mask bet", "mask", "bet", {"magnitude": ("phase prepare",)}))
+    'mask bet takes magnitude of phase prepare.'
+    """
+    by_source: dict[tuple[str, ...], list[str]] = {}
+    for what, sources in step.takes.items():
+        by_source.setdefault(sources, []).append(what.replace("_", " "))
+    parts = [f"{', '.join(what)} of {' and '.join(s)}" for s, what in by_source.items()]
+    return f"{step.name} takes {'; '.join(parts)}." if parts else f"{step.name} takes the images."
+
+
+def _graph(plan: Sequence[Planned]) -> nx.DiGraph:
+    graph = nx.DiGraph()
+    for step in plan:
+        graph.add_node(step.name)
+        for sources in step.takes.values():
+            graph.add_edges_from((source, step.name) for source in sources)
+    return graph
+
+
+def _layers(graph: nx.DiGraph) -> list[list[object]]:
+    """Put steps into layers, and into each layer that a line passes a place for the line.
+
+    Within a layer all stand in the order of what they follow from.
+    """
+    layer = {
+        name: n for n, names in enumerate(nx.topological_generations(graph)) for name in names
+    }
+    full = nx.DiGraph()
+    full.add_nodes_from(graph)
+    for source, target in graph.edges:
+        nx.add_path(full, _through(source, target, layer))
+    layers: list[list[object]] = [[] for _ in range(1 + max(layer.values(), default=-1))]
+    for node in full:
+        layers[node[2] if isinstance(node, tuple) else layer[node]].append(node)
+    for above, here in pairwise(layers):
+        rank = {node: place / max(1, len(above)) for place, node in enumerate(above)}
+        before = {
+            node: [rank[source] for source in full.predecessors(node) if source in rank]
+            for node in here
+        }
+        here.sort(key=lambda node: sum(before[node]) / max(1, len(before[node])))
+    return layers
+
+
+def _through(source: str, target: str, layer: Mapping[str, int]) -> list[object]:
+    """List what a line passes: its ends, and one place in each layer between them."""
+    between = range(layer[source] + 1, layer[target])
+    return [source, *((source, target, n) for n in between), target]
+
+
+def _placed(layers: Sequence[Sequence[object]]) -> tuple[dict[object, Place], Place]:
+    """Centre of each box and of each place of a line (px), and the size of the whole."""
+
+    def width(node: object) -> int:
+        return NARROW if isinstance(node, tuple) else WIDTH
+
+    spans = [sum(map(width, layer)) + GAP * (len(layer) - 1) for layer in layers]
+    total = max(spans, default=0) + 2
+    places = {}
+    for n, (layer, span) in enumerate(zip(layers, spans, strict=True)):
+        x = (total - span) / 2
+        for node in layer:
+            places[node] = (x + width(node) / 2, 1 + HEIGHT / 2 + n * (HEIGHT + RISE))
+            x += width(node) + GAP
+    return places, (total, max(0, len(layers) * (HEIGHT + RISE) - RISE) + 2)
+
+
+def _paths(graph: nx.DiGraph, places: Mapping[object, Place]) -> list[list[object]]:
+    passed: dict[tuple[str, str], list[tuple[str, str, int]]] = {}
+    for node in places:
+        if isinstance(node, tuple):
+            passed.setdefault(node[:2], []).append(node)
+    return [[a, *sorted(passed.get((a, b), [])), b] for a, b in graph.edges]
+
+
+def _line(path: Sequence[object], places: Mapping[object, Place]) -> Markup:
+    x, y = places[path[0]]
+    words = [f"M{x:.1f} {y + HEIGHT / 2:.1f}"]
+    for here, node in pairwise(path):
+        (x0, y0), (x1, y1) = places[here], places[node]
+        top, bottom = y0 + HEIGHT / 2, y1 - HEIGHT / 2
+        middle = (top + bottom) / 2
+        words.append(f"C{x0:.1f} {middle:.1f} {x1:.1f} {middle:.1f} {x1:.1f} {bottom:.1f}")
+        if node is not path[-1]:
+            words.append(f"V{y1 + HEIGHT / 2:.1f}")
+    return Markup('<path d="{}"/>').format(" ".join(words))
+
+
+def _box(name: str, step: Planned | None, state: str, place: Place) -> Markup:
+    x, y = place
+    stage = step.stage if step else ""
+    text = name.removeprefix(f"{stage} ") if stage else name
+    return Markup(
+        '<g class="{state}"><rect x="{left:.1f}" y="{top:.1f}" width="{w}" height="{h}" rx="7"/>'
+        '<text x="{x:.1f}" y="{first:.1f}" class="stage">{stage}</text>'
+        '<text x="{x:.1f}" y="{second:.1f}">{text}</text></g>'
+    ).format(
+        state=escape(state.replace(" ", "-")), left=x - WIDTH / 2, top=y - HEIGHT / 2, w=WIDTH,
+        h=HEIGHT, x=x, first=y - 4, second=y + 12, stage=stage, text=text,
+    )  # fmt: skip
