@@ -34,13 +34,13 @@ docs: $(VENV)/.installed-docs
 	$(BIN)/python -m sphinx -q -W --keep-going -c docs -d build/doctrees . build/site
 
 dist: $(VENV)-tools/.installed
-	rm -rf build/lib build/bdist.* dist
+	rm -rf dist
 	$(TOOLS)/python -m build
 	$(TOOLS)/twine check --strict dist/*
 
 lock: $(VENV)-tools/.installed
-	$(TOOLS)/uv pip compile --universal --python-version 3.11 --all-extras --no-config --quiet \
-		--default-index https://pypi.org/simple --constraints constraints.txt \
+	$(TOOLS)/uv pip compile --universal --python-version 3.11 --no-config --quiet \
+		--default-index https://pypi.org/simple --constraints constraints.txt --format pylock.toml \
 		--custom-compile-command "make lock" --output-file pylock.toml setup.cfg
 
 versions: $(VENV)-tools/.installed

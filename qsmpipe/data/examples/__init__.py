@@ -1,0 +1,1 @@
+"""Scans and heads of the example datasets, a TOML file each."""
