@@ -432,3 +432,35 @@ def test_a_full_output_disk_leaves_whole_maps_and_the_rerun_the_rest(
     assert main(words[2:]) == 0
     assert len(list(out.glob("sub-01/*/*.nii.gz"))) > len(maps)
     assert executed(out, 1) == {"derivatives"}, "all that was computed stands"
+
+
+APPTAINER = """#!/bin/bash
+trap 'sleep 1; exit 143' TERM
+touch "$FOLDER/runs"
+[ -z "$QUICK" ] || exit "$QUICK"
+while :; do sleep 0.1; done
+"""
+
+
+@pytest.mark.parametrize(("quick", "code"), [("0", 0), ("1", 1), ("", 143)])
+def test_a_slurm_job_passes_the_signal_on_and_keeps_its_work_until_it_is_done(
+    quick: str, code: int, tmp_path: Path
+) -> None:
+    program = tmp_path / "bin" / "apptainer"
+    files.write(program, APPTAINER)
+    program.chmod(0o755)
+    subjects = files.write(tmp_path / "subjects.txt", "01\n02\n")
+    script = Path(__file__).parents[1] / "containers" / "slurm.sh"
+    job = subprocess.Popen(
+        ["bash", script, "/data", tmp_path / "out", subjects],
+        env={"PATH": f"{program.parent}:/usr/bin:/bin", "SLURM_ARRAY_TASK_ID": "2", "USER": "me",
+             "SLURM_CPUS_PER_TASK": "4", "SCRATCH": str(tmp_path), "QUICK": quick,
+             "FOLDER": str(tmp_path)},
+    )  # fmt: skip
+    deadline = time.monotonic() + 30
+    while not (tmp_path / "runs").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    if not quick:
+        job.send_signal(signal.SIGTERM)
+    assert job.wait(timeout=30) == code
+    assert (tmp_path / "qsmpipe-me" / "02").exists() == (code != 0)

@@ -4,12 +4,15 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 import networkx as nx
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from qsmpipe.records import Planned
 
-WIDTH, HEIGHT = 168, 38
-"""Size of a step's box (px)."""
+WIDTH, HEIGHT = 130, 38
+"""Size of a step's box (px); a long text widens it."""
+
+LETTER, MARGIN = 7.5, 14
+"""Width of a letter, and of the space beside a text (px)."""
 
 GAP, RISE = 18, 24
 """Space between the boxes of a layer, and between layers (px)."""
@@ -40,14 +43,15 @@ def draw(plan: Sequence[Planned], states: Mapping[str, str], ident: str) -> Mark
         With a title and a description for those who do not see it.
     """
     graph = nx.transitive_reduction(_graph(plan))
-    layers = _layers(graph)
-    places, size = _placed(layers)
-    known = {step.name: step for step in plan}
+    texts = {name: ("", name) for name in graph} | {s.name: (s.stage, _short(s)) for s in plan}
+    widths = {
+        name: max(WIDTH, MARGIN + LETTER * max(map(len, words))) for name, words in texts.items()
+    }
+    places, size = _placed(_layers(graph), widths)
     lines = [_line(path, places) for path in _paths(graph, places)]
     boxes = [
-        _box(name, known.get(name), states.get(name, ""), places[name])
-        for name in graph
-    ]  # fmt: skip
+        _box(*texts[name], states.get(name, ""), places[name], widths[name]) for name in graph
+    ]
     text = " ".join(sentence(step) for step in plan)
     return Markup(
         '<svg class="flow" role="img" aria-labelledby="{id}-t {id}-d" '
@@ -113,11 +117,13 @@ def _through(source: str, target: str, layer: Mapping[str, int]) -> list[object]
     return [source, *((source, target, n) for n in between), target]
 
 
-def _placed(layers: Sequence[Sequence[object]]) -> tuple[dict[object, Place], Place]:
+def _placed(
+    layers: Sequence[Sequence[object]], widths: Mapping[str, float]
+) -> tuple[dict[object, Place], Place]:
     """Centre of each box and of each place of a line (px), and the size of the whole."""
 
-    def width(node: object) -> int:
-        return NARROW if isinstance(node, tuple) else WIDTH
+    def width(node: object) -> float:
+        return widths[node] if isinstance(node, str) else NARROW
 
     spans = [sum(map(width, layer)) + GAP * (len(layer) - 1) for layer in layers]
     total = max(spans, default=0) + 2
@@ -151,15 +157,31 @@ def _line(path: Sequence[object], places: Mapping[object, Place]) -> Markup:
     return Markup('<path d="{}"/>').format(" ".join(words))
 
 
-def _box(name: str, step: Planned | None, state: str, place: Place) -> Markup:
+def _box(stage: str, text: str, state: str, place: Place, width: float) -> Markup:
     x, y = place
-    stage = step.stage if step else ""
-    text = name.removeprefix(f"{stage} ") if stage else name
     return Markup(
-        '<g class="{state}"><rect x="{left:.1f}" y="{top:.1f}" width="{w}" height="{h}" rx="7"/>'
+        '<g class="{state}">'
+        '<rect x="{left:.1f}" y="{top:.1f}" width="{w:.1f}" height="{h}" rx="7"/>'
         '<text x="{x:.1f}" y="{first:.1f}" class="stage">{stage}</text>'
         '<text x="{x:.1f}" y="{second:.1f}">{text}</text></g>'
     ).format(
-        state=escape(state.replace(" ", "-")), left=x - WIDTH / 2, top=y - HEIGHT / 2, w=WIDTH,
-        h=HEIGHT, x=x, first=y - 4, second=y + 12, stage=stage, text=text,
+        state=state.replace(" ", "-"), left=x - width / 2, top=y - HEIGHT / 2, w=width, h=HEIGHT,
+        x=x, first=y - 4, second=y + 12, stage=stage, text=text,
     )  # fmt: skip
+
+
+def _short(step: Planned) -> str:
+    """Name a step without its stage, which stands above it.
+
+    >>> _short(Planned("background_vsharp_reliable vsharp", "background", "vsharp"))
+    'vsharp reliable'
+    >>> _short(Planned("phase offset mcpc3ds", "offset", "mcpc3ds"))
+    'mcpc3ds'
+    """
+    words = step.name.split()
+    if step.stage in words[:-1]:
+        words = words[words.index(step.stage) + 1 :]
+    words[0] = words[0].removeprefix(f"{step.stage}_")
+    if len(words) > 1 and words[-1] in words[-2].split("_"):
+        del words[-1]
+    return " ".join(words).replace("_", " ")
