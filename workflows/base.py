@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from nipype.interfaces.base import isdefined
 from nipype.interfaces.utility import IdentityInterface, Merge
@@ -120,16 +121,11 @@ def init_acquisition_wf(
         ),
         name="reportlets",
     )
-    derivatives = Node(
-        WriteDerivatives(
-            examination=examination,
-            output_dir=settings.output_dir,
-            intermediates=settings.intermediates,
-            reference=settings.reference,
-            inversions=list(settings.methods("inversion")),
-            software=versions(),
-        ),
-        name="derivatives",
+    derivatives = _writer(
+        examination,
+        settings,
+        intermediates=settings.intermediates,
+        inversions=list(settings.methods("inversion")),
     )
     workflow.connect([
         (qsm_wf, maps, [(f"outputnode.{key}", key) for key in OUTPUTS]),
@@ -145,6 +141,18 @@ def init_acquisition_wf(
     return workflow
 
 
+def _writer(examination: Examination, settings: Settings, **choices: Any) -> Node:
+    """Make the node that writes the maps of an acquisition, or of a head."""
+    interface = WriteDerivatives(
+        examination=examination,
+        output_dir=settings.output_dir,
+        reference=settings.reference,
+        software=versions(),
+        **choices,
+    )
+    return Node(interface, name="derivatives")
+
+
 def _wires(rows: Mapping[str, Map]) -> list[tuple[str, str]]:
     """From the outputs of the chain to inputs that are named by the maps' keys."""
     return [(row.source or key, key) for key, row in rows.items() if row.given_by != "head"]
@@ -153,6 +161,13 @@ def _wires(rows: Mapping[str, Map]) -> list[tuple[str, str]]:
 def head_workflow(head: Examination) -> str:
     """Name the workflow that inverts all orientations of a head."""
     return f"{head.acquisition.node_name}_cosmos_wf"
+
+
+ORIENTATION = {
+    "magnitude": "combined", "brain_mask": "mask", "local_field": "local_field",
+    "mask": "qsm_mask", "noise": "noise", "b0_direction": "b0_direction",
+}  # fmt: skip
+"""Input of the workflow that inverts a head to the output of each orientation's chain."""
 
 
 def _add_head(
@@ -165,11 +180,36 @@ def _add_head(
     use_gpu: bool,
 ) -> None:
     """Invert a subject's acquisitions (``parts``) together, and write the map."""
+    workflow = _init_head_wf(head, len(parts), settings, threads=threads, use_gpu=use_gpu)
+    for n, part in enumerate(parts, 1):
+        subject_wf.connect([
+            (part, workflow, [(f"maps.{output}", f"{field}.in{n}")
+                              for field, output in ORIENTATION.items()]),
+        ])  # fmt: skip
+    # The map lies on the first orientation's grid: so does what is known of its regions.
+    subject_wf.connect([
+        (parts[0], workflow, [("maps.r2star", "reference_wf.inputnode.r2star"),
+                              ("maps.combined", "reference_wf.inputnode.magnitude")]),
+    ])  # fmt: skip
+    region = parts[0].get_node("qsm_wf.inputnode").inputs.region
+    if isdefined(region):
+        workflow.get_node("reference_wf.inputnode").inputs.region = region
+    estimate_memory(workflow, voxels=math.prod(head.shape), echoes=len(parts))
+
+
+def _init_head_wf(
+    head: Examination, orientations: int, settings: Settings, *, threads: int, use_gpu: bool
+) -> Workflow:
+    """Invert all orientations of a head together, write the map and draw its picture.
+
+    What is known of each orientation goes into ``in1``, ``in2`` and so on of a node that is named
+    like a key of :data:`ORIENTATION`.
+    """
     from qsmpipe.workflows.cosmos import init_cosmos_wf  # loads SimpleITK
 
     workflow = Workflow(name=head_workflow(head))
     cosmos_wf = init_cosmos_wf(
-        orientations=len(parts),
+        orientations=orientations,
         parameters=settings.parameters_for("cosmos")["cosmos"],
         omp_nthreads=threads,
         use_gpu=use_gpu,
@@ -178,22 +218,10 @@ def _add_head(
         method=settings.reference.partition(":")[0],
         parameters=settings.reference_parameters(),
     )
-    sources = {
-        "magnitude": "combined", "brain_mask": "mask", "local_field": "local_field",
-        "mask": "qsm_mask", "noise": "noise", "b0_direction": "b0_direction",
-    }  # fmt: skip
-    derivatives = Node(
-        WriteDerivatives(
-            examination=head,
-            output_dir=settings.output_dir,
-            reference=settings.reference,
-            software=versions(),
-        ),
-        name="derivatives",
-    )
+    derivatives = _writer(head, settings)
     reportlets = Node(Reportlets(), name="reportlets")
     steps = Node(Merge(2), name="steps")
-    gathered = {field: Node(Merge(len(parts)), name=field) for field in sources}
+    gathered = {field: Node(Merge(orientations), name=field) for field in ORIENTATION}
     gathered["b0_direction"].inputs.no_flatten = True
     workflow.connect([
         *((node, cosmos_wf, [("out", f"inputnode.{field}")]) for field, node in gathered.items()),
@@ -209,17 +237,4 @@ def _add_head(
         (reportlets, derivatives, [("figures", "figures"), ("captions", "captions"),
                                    ("numbers", "numbers")]),
     ])  # fmt: skip
-    for n, part in enumerate(parts, 1):
-        subject_wf.connect([
-            (part, workflow, [(f"maps.{output}", f"{field}.in{n}")
-                              for field, output in sources.items()]),
-        ])  # fmt: skip
-    # The map lies on the first orientation's grid: so does what is known of its regions.
-    subject_wf.connect([
-        (parts[0], workflow, [("maps.r2star", f"{reference_wf.name}.inputnode.r2star"),
-                              ("maps.combined", f"{reference_wf.name}.inputnode.magnitude")]),
-    ])  # fmt: skip
-    region = parts[0].get_node("qsm_wf.inputnode").inputs.region
-    if isdefined(region):
-        reference_wf.inputs.inputnode.region = region
-    estimate_memory(workflow, voxels=math.prod(head.shape), echoes=len(parts))
+    return workflow

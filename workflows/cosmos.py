@@ -89,30 +89,7 @@ def init_cosmos_wf(
     }  # fmt: skip
     merged["b0_directions"].inputs.no_flatten = True
     for n in range(orientations):
-        resample = Node(ResampleTo(num_threads=omp_nthreads), name=f"resample_{n + 1}")
-        workflow.connect([
-            (inputnode, resample, [(("local_field", _item, n), "field"),
-                                   (("mask", _item, n), "mask"),
-                                   (("noise", _item, n), "noise"),
-                                   (("b0_direction", _item, n), "b0_direction"),
-                                   (("local_field", _item, 0), "reference")]),
-            (resample, merged["fields"], [("field", f"in{n + 1}")]),
-            (resample, merged["masks"], [("mask", f"in{n + 1}")]),
-            (resample, merged["noises"], [("noise", f"in{n + 1}")]),
-            (resample, merged["b0_directions"], [("b0_direction", f"in{n + 1}")]),
-        ])  # fmt: skip
-        if n == 0:
-            continue
-        register = Node(RegisterRigid(num_threads=omp_nthreads), name=f"register_{n + 1}")
-        workflow.connect([
-            (inputnode, register, [(("magnitude", _item, 0), "fixed"),
-                                   (("brain_mask", _item, 0), "fixed_mask"),
-                                   (("magnitude", _item, n), "moving"),
-                                   (("brain_mask", _item, n), "moving_mask")]),
-            (register, resample, [("transform", "transform")]),
-            (register, merged["transforms"], [("transform", f"in{n}")]),
-        ])  # fmt: skip
-
+        _add_orientation(workflow, inputnode, merged, n, omp_nthreads)
     invert = Node(
         interface_with(
             "cosmos", "cosmos", parameters or {}, num_threads=omp_nthreads, use_gpu=use_gpu
@@ -129,6 +106,35 @@ def init_cosmos_wf(
     take_gpus(workflow)
     estimate_memory(workflow)
     return workflow
+
+
+def _add_orientation(
+    workflow: Workflow, inputnode: Node, merged: Mapping[str, Node], n: int, threads: int
+) -> None:
+    """Bring an orientation onto the grid of the first one; ``merged`` collects what it gives."""
+    resample = Node(ResampleTo(num_threads=threads), name=f"resample_{n + 1}")
+    workflow.connect([
+        (inputnode, resample, [(("local_field", _item, n), "field"),
+                               (("mask", _item, n), "mask"),
+                               (("noise", _item, n), "noise"),
+                               (("b0_direction", _item, n), "b0_direction"),
+                               (("local_field", _item, 0), "reference")]),
+        (resample, merged["fields"], [("field", f"in{n + 1}")]),
+        (resample, merged["masks"], [("mask", f"in{n + 1}")]),
+        (resample, merged["noises"], [("noise", f"in{n + 1}")]),
+        (resample, merged["b0_directions"], [("b0_direction", f"in{n + 1}")]),
+    ])  # fmt: skip
+    if n == 0:
+        return
+    register = Node(RegisterRigid(num_threads=threads), name=f"register_{n + 1}")
+    workflow.connect([
+        (inputnode, register, [(("magnitude", _item, 0), "fixed"),
+                               (("brain_mask", _item, 0), "fixed_mask"),
+                               (("magnitude", _item, n), "moving"),
+                               (("brain_mask", _item, n), "moving_mask")]),
+        (register, resample, [("transform", "transform")]),
+        (register, merged["transforms"], [("transform", f"in{n}")]),
+    ])  # fmt: skip
 
 
 def _item(values: list, n: int) -> object:

@@ -87,33 +87,20 @@ def init_mask_wf(
 
     done = [quality_map]
     joined: list[Node] = []
-    combined = 0
     for key in order:
         if key in SYMBOLS:
-            combined += 1
-            pair = Node(Merge(2), name=f"pair_{combined}", run_without_submitting=True)
-            node = Node(Combine(operation=SYMBOLS[key], **threads), name=f"combine_{combined}")
             second, first = joined.pop(), joined.pop()
-            workflow.connect([
-                (first, pair, [("mask", "in1")]),
-                (second, pair, [("mask", "in2")]),
-                (pair, node, [("out", "masks")]),
-            ])  # fmt: skip
-            done.append(node)
-            joined.append(node)
-            continue
-        if key == GIVEN:
-            node = Node(Given(**threads), name=key, n_procs=omp_nthreads)
-            workflow.connect([(inputnode, node, [("mask_given", "mask")])])
+            combined = 1 + sum(isinstance(node.interface, Combine) for node in done)
+            node = _combine(workflow, SYMBOLS[key], combined, (first, second), threads)
         else:
-            chosen = (parameters or {}).get(key, {})
-            interface = interface_with("mask", key, chosen, **threads)
-            node = Node(interface, name=key, n_procs=omp_nthreads)
-        workflow.connect([(inputnode, node, [("magnitude", "magnitude")])])
-        if "echo_times" in node.inputs.copyable_trait_names():
-            workflow.connect([(inputnode, node, [("echo_times", "echo_times")])])
-        if key == "quality":
-            workflow.connect([(quality_map, node, [("quality", "quality")])])
+            node = _method(key, (parameters or {}).get(key, {}), threads)
+            workflow.connect([(inputnode, node, [("magnitude", "magnitude")])])
+            if "echo_times" in node.inputs.copyable_trait_names():
+                workflow.connect([(inputnode, node, [("echo_times", "echo_times")])])
+            if key == GIVEN:
+                workflow.connect([(inputnode, node, [("mask_given", "mask")])])
+            if key == "quality":
+                workflow.connect([(quality_map, node, [("quality", "quality")])])
         done.append(node)
         joined.append(node)
     (last,) = joined
@@ -129,6 +116,32 @@ def init_mask_wf(
     ])  # fmt: skip
     estimate_memory(workflow)
     return workflow
+
+
+def _method(key: str, chosen: Mapping[str, Any], threads: Mapping[str, int]) -> Node:
+    """Make the node of a mask method, or of the user's own mask."""
+    interface = (
+        Given(**threads) if key == GIVEN else interface_with("mask", key, chosen, **threads)
+    )
+    return Node(interface, name=key, n_procs=threads["num_threads"])
+
+
+def _combine(
+    workflow: Workflow,
+    operation: str,
+    number: int,
+    masks: tuple[Node, Node],
+    threads: Mapping[str, int],
+) -> Node:
+    """Join two masks."""
+    pair = Node(Merge(2), name=f"pair_{number}", run_without_submitting=True)
+    node = Node(Combine(operation=operation, **threads), name=f"combine_{number}")
+    workflow.connect([
+        (masks[0], pair, [("mask", "in1")]),
+        (masks[1], pair, [("mask", "in2")]),
+        (pair, node, [("out", "masks")]),
+    ])  # fmt: skip
+    return node
 
 
 def _check_parameters(parameters: Mapping[str, Mapping[str, Any]]) -> None:
