@@ -8,7 +8,7 @@ import os
 import platform
 import re
 import tomllib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
@@ -33,6 +33,9 @@ from qsmpipe.tables import Options, checked, from_table, read_table, shown
 STAGES = ("offset", "mask", "unwrap", "field", "relaxation", "swi", "background", "inversion",
           "cosmos")  # fmt: skip
 """Stages with a method to choose, in the order in which they run."""
+
+SMALL = "small-animal"
+"""The preset for heads of another size."""
 
 LABELS = {
     "participant_label": "sub-", "session_label": "ses-", "run_label": "run-",
@@ -200,9 +203,21 @@ class Settings:
                 f"one of {', '.join(METHODS['background'])}"
             )
             raise ValueError(msg)
+        if self.preset == SMALL and (human := [*self._for_human_heads()]):
+            msg = f"{human[0]} is for human heads alone, by its fixed lengths: leave it out"
+            raise ValueError(f"preset {SMALL}: {msg}")
         if self.reference.partition(":")[0] == "csf" and self.relaxation == "none":
             msg = "reference csf finds the ventricles by their R2*: choose a relaxation method"
             raise ValueError(msg)
+
+    def _for_human_heads(self) -> Iterator[str]:
+        """Choices whose lengths (mm) nobody can set."""
+        if self.two_pass:
+            yield "two_pass"
+        if self.reference.partition(":")[0] == "csf":
+            yield "reference csf"
+        if "ilsqr" in self.methods("inversion"):
+            yield "inversion ilsqr"
 
     def resolved(self) -> list[dict[str, Any]]:
         """Every stage with its method and all its parameters, defaults included."""

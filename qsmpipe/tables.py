@@ -20,7 +20,6 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_typ
 
 from annotated_types import MinLen
 from pydantic import AfterValidator, TypeAdapter, ValidationError
-from pydantic_core import ErrorDetails
 
 from qsmpipe.numerics.parameters import Kind
 
@@ -193,7 +192,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def _told(
-    kind: Any, place: Place, fault: ErrorDetails, spelled: Callable[[str], str], name: str
+    kind: Any, place: Place, fault: Mapping[str, Any], spelled: Callable[[str], str], name: str
 ) -> str:
     """Say what is wrong with one value."""
     if fault["type"] in UNKNOWN:

@@ -4,11 +4,12 @@ import itertools
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from qsmpipe.cli import dicom, train
+from qsmpipe.cli import dicom, main, train
 from qsmpipe.cli.errors import Exit, RunError
 from qsmpipe.cli.parser import build_parser, parse
 from qsmpipe.settings import Settings
@@ -188,8 +189,20 @@ def test_series_numbers_and_folders_are_told_apart() -> None:
     given = parser.parse(["--series", "3", "4", "scans", "bids", "--participant-label", "01"])
     assert given.series == [3, 4]
     assert (str(given.dicom_dir), str(given.bids_dir)) == ("scans", "bids")
+    for hours in ("-1", "0", "nan", "inf"):
+        with pytest.raises(RunError, match="are no hours: give a number above 0"):
+            train._parser().parse(["unet", "out", "--max-hours", hours])
     with pytest.raises(RunError, match="did you mean --max-hours"):
         train._parser().parse(["unet", "out", "--max-hour", "1"])
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:99", "cpu:x"])
+def test_a_training_on_a_device_that_is_not_there_is_refused(
+    device: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "si-qsm", str(tmp_path / "out"), "--device", device]) == Exit.USAGE
+    assert f"qsmpipe: --device {device}: " in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_every_option_is_a_setting_and_every_list_collects() -> None:

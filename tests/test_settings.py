@@ -215,6 +215,9 @@ def test_a_parameter_of_two_mask_methods_wants_the_method_named() -> None:
         ({"reference": "csf:low"}, "'low' is no R2"),
         ({"reference": "csf:-1"}, "write csf:8"),
         ({"reference": "csf", "relaxation": "none"}, "choose a relaxation method"),
+        ({"preset": "small-animal", "two_pass": True}, "two_pass is for human heads alone"),
+        ({"preset": "small-animal", "reference": "csf:8"}, "reference csf is for human heads"),
+        ({"preset": "small-animal", "inversion": "rts,ilsqr"}, "inversion ilsqr is for human"),
     ],
 )
 def test_a_wrong_method_is_refused(settings: dict[str, str], message: str) -> None:

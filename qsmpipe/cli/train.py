@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import csv
+import math
 import signal
 import sys
 import time
@@ -97,13 +98,11 @@ def _stopped_by_signals(trainer: "Trainer") -> Iterator[None]:
 
 def _prepare(recipe: "Recipe", given: argparse.Namespace) -> "Trainer":
     """Make samples and trainer, and take up what there is."""
-    import torch
-
     from qsmpipe import images
     from qsmpipe.nets.training.heads import load_heads
     from qsmpipe.nets.training.trainer import LAST, Trainer
 
-    device = given.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = _device(given.device)
     if recipe.needs_heads and given.heads is None:
         raise ValueError(
             "this recipe makes brains of label maps: give their folder by --heads, or another "
@@ -215,6 +214,33 @@ def write_curve(curve: Sequence["Record"], folder: Path) -> None:
     draw_training(curve, folder / PICTURE)
 
 
+def _hours(word: str) -> float:
+    hours = float(word)
+    if not 0 < hours < math.inf:
+        raise argparse.ArgumentTypeError(f"{word!r} are no hours: give a number above 0")
+    return hours
+
+
+def _device(name: str | None) -> str:
+    """Choose the device; CUDA where there is one.
+
+    Raises
+    ------
+    ValueError
+        If there is no such device.
+    """
+    import torch
+
+    if name is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"--device {name}: {reason}; give cpu, cuda or cuda:1") from error
+    return name
+
+
 def _parser() -> Parser:
     parser = Parser(
         prog="qsmpipe train",
@@ -227,6 +253,6 @@ def _parser() -> Parser:
     parser.add_argument(
         "--start", type=Path, help="checkpoint or weights to take the first parameters from"
     )
-    parser.add_argument("--max-hours", type=float, help="stop then, the checkpoint kept")
+    parser.add_argument("--max-hours", type=_hours, help="stop then, the checkpoint kept")
     parser.add_argument("--device", help="cpu, cuda or cuda:1; CUDA by default where there is one")
     return parser
