@@ -239,7 +239,8 @@ def test_the_discrepancy_needs_noise(method: Callable[..., Susceptibility], head
 def test_rules_that_do_not_exist_are_refused(
     method: Callable[..., Susceptibility], head: Phantom
 ) -> None:
-    with pytest.raises(ValueError, match="'gcv': give a number or one of l-curve, discrepancy"):
+    message = r"^lambda_ is 'gcv': give a number above 0, .*'l-curve', or 'discrepancy'$"
+    with pytest.raises(ValueError, match=message):
         head.invert(method, lambda_="gcv")
 
 

@@ -398,7 +398,7 @@ def test_bet_shrinks_with_the_fraction_and_repeats_itself() -> None:
     assert large.sum() > small.sum()
     again = bet(magnitude.double(), zooms, fractional_intensity=0.3, iterations=200)
     assert torch.equal(again, large)
-    with pytest.raises(ValueError, match="between 0 and 1"):
+    with pytest.raises(ValueError, match=r"is 1\.5: give a number above 0 and below 1"):
         bet(magnitude, zooms, fractional_intensity=1.5)
 
 

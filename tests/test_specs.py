@@ -1,6 +1,8 @@
 """Input specs: what signature, annotations and docstring of a function make of them."""
 
+import inspect
 import io
+import math
 import pickle
 import re
 import subprocess
@@ -16,7 +18,7 @@ from traits.api import TraitError
 from qsmpipe.interfaces import inversion
 from qsmpipe.interfaces.base import StageInputSpec, takes
 from qsmpipe.interfaces.inversion import TV
-from qsmpipe.methods import METHODS, interface_of, parameters, parameters_of
+from qsmpipe.methods import METHODS, function_of, interface_of, parameters, parameters_of
 from qsmpipe.numerics.parameters import Count, Kind, NotNegative, Positive, Share
 from qsmpipe.workflows.stage import interface_with
 
@@ -108,6 +110,27 @@ def test_every_parameter_is_told_and_fits_its_own_default(stage: str, name: str)
         assert fitted == (
             tuple(parameter.default) if parameter.kind.many else parameter.default
         ), key
+
+
+@pytest.mark.parametrize(("stage", "name"), ROWS, ids=map("-".join, ROWS))
+def test_a_function_refuses_what_its_annotations_do_not_allow(stage: str, name: str) -> None:
+    """Before it looks at its data, of which there are none here."""
+    function = function_of(stage, name)
+    data = [
+        None
+        for argument in inspect.signature(function).parameters.values()
+        if argument.kind is argument.POSITIONAL_OR_KEYWORD
+    ]
+    for key, parameter in parameters_of(stage, name).items():
+        kind = parameter.kind
+        wrong = [] if kind.low is None else [kind.low - 0.5, math.nan]
+        wrong += [] if kind.high is None else [kind.high + 0.5]
+        wrong += [kind.low] if kind.without_low else []
+        wrong += ["nonsense"] if kind.base in (int, float) and kind.words else []
+        for value in wrong:
+            message = f"^{key} is {re.escape(repr(value))}: give {re.escape(str(kind))}$"
+            with pytest.raises(ValueError, match=message):
+                function(*data, **{key: value})
 
 
 @pytest.mark.parametrize(("stage", "name"), ROWS, ids=map("-".join, ROWS))

@@ -736,7 +736,7 @@ def test_romeo_refuses_what_it_cannot_do():
         romeo(phase, mask, (1, 1, 1), echo_times=times, weights="juliet")
     with pytest.raises(ValueError, match="template 3"):
         romeo(phase, mask, (1, 1, 1), echo_times=times, template=3)
-    with pytest.raises(ValueError, match="uncertain 2"):
+    with pytest.raises(ValueError, match="uncertain is 2: give a number above 0 and up to 1"):
         romeo(phase, mask, (1, 1, 1), echo_times=times, uncertain=2)
 
 

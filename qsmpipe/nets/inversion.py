@@ -13,6 +13,7 @@ from qsmpipe.nets.reconstruction import Grid, reconstruct
 from qsmpipe.numerics.fourier import Zooms
 from qsmpipe.numerics.inversion.common import Susceptibility
 from qsmpipe.numerics.kernels import AXIAL
+from qsmpipe.numerics.parameters import checked
 from qsmpipe.numerics.swi import high_pass
 from qsmpipe.numerics.units import radians_per_ppm
 
@@ -73,6 +74,7 @@ References
 def _from_field(architecture: str, what: str, reference: str) -> Callable[..., Susceptibility]:
     """Make the inversion by a network of the local field: they differ by their weights alone."""
 
+    @checked
     def invert(
         field: Tensor,
         mask: Tensor,
@@ -130,6 +132,7 @@ def _with_choices(invert: Callable[Arguments, Result]) -> Callable[Arguments, Re
     return invert
 
 
+@checked
 @_with_choices
 def cpsi_net(
     phase: Tensor,

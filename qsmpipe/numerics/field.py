@@ -12,7 +12,7 @@ from torch import Tensor
 
 from qsmpipe.numerics.compiled import compiled
 from qsmpipe.numerics.grids import check_grid
-from qsmpipe.numerics.parameters import Count, NotNegative
+from qsmpipe.numerics.parameters import Count, NotNegative, checked
 from qsmpipe.numerics.phase import wrap
 from qsmpipe.numerics.solvers import Convergence
 from qsmpipe.numerics.units import check_echo_times, radians_per_ppm
@@ -152,6 +152,7 @@ def linear(
     return _finish(echoes, mask, slope, information, torch.stack(residuals), None)
 
 
+@checked
 def nonlinear(
     phase: Tensor,
     mask: Tensor,

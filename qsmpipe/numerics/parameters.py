@@ -5,13 +5,28 @@ like one of its own (:mod:`annotated_types` has the words), and describes it, wi
 section "Parameters" of its docstring. Whoever asks a user for values reads both from there.
 """
 
-from collections.abc import Sequence
+import typing
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import wraps
 from numbers import Integral, Real
 from types import UnionType
-from typing import Annotated, Any, Literal, TypeAlias, Union, get_args, get_origin
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    ParamSpec,
+    TypeAlias,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+)
 
 from annotated_types import Ge, GroupedMetadata, Gt, Interval, Le, Lt
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 
 Positive: TypeAlias = Annotated[float, Gt(0)]
 NotNegative: TypeAlias = Annotated[float, Ge(0)]
@@ -129,6 +144,10 @@ words=('auto',), many=False)
         number = {int: Integral, float: Real}.get(self.base or str)
         return number is not None and isinstance(value, number) and self.holds(float(value))
 
+    def allows(self, value: Any) -> bool:
+        """Whether ``value`` is one of the words, or a number of any type within the bounds."""
+        return value in self.words if isinstance(value, str) else self.holds(float(value))
+
     def holds(self, number: float) -> bool:
         """Whether ``number`` is within the bounds; NaN never is."""
         if self.low is not None and not number >= self.low:
@@ -139,6 +158,34 @@ words=('auto',), many=False)
             (self.without_low and number == self.low)
             or (self.without_high and number == self.high)
         )
+
+
+def checked(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """Let a function refuse numbers out of the bounds of its annotations, and words not in them.
+
+    It then raises a ``ValueError`` that names the argument and what it may be.
+    """
+    hints = typing.get_type_hints(function, include_extras=True)
+    kinds = {name: kind for name, hint in hints.items() if (kind := _bounded(hint))}
+
+    @wraps(function)
+    def call(*data: Arguments.args, **choices: Arguments.kwargs) -> Result:
+        for name, value in choices.items():
+            if name in kinds and not kinds[name].allows(value):
+                raise ValueError(f"{name} is {value!r}: give {kinds[name]}")
+        return function(*data, **choices)
+
+    return call
+
+
+def _bounded(annotation: Any) -> Kind | None:
+    """Kind of what may be a number in bounds; None for all else."""
+    try:
+        kind = Kind.of(annotation)
+    except TypeError:
+        return None  # data
+    is_number = kind.base in (int, float) and not kind.many
+    return kind if is_number and (kind.low, kind.high, kind.words) != (None, None, ()) else None
 
 
 NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}

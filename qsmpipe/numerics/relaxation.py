@@ -11,7 +11,7 @@ from scipy.special import gammaincinv
 from torch import Tensor
 
 from qsmpipe.numerics.grids import check_grid
-from qsmpipe.numerics.parameters import Count, NotNegative
+from qsmpipe.numerics.parameters import Count, NotNegative, checked
 from qsmpipe.numerics.solvers import Convergence
 from qsmpipe.numerics.units import check_echo_times
 
@@ -167,6 +167,7 @@ def arlo(magnitude: Tensor, mask: Tensor, *, echo_times: Sequence[float]) -> Rel
     return _finish(mask, r2star, torch.where(signal.amax(0) > 0, s0, 0.0))
 
 
+@checked
 def nonlinear(
     magnitude: Tensor,
     mask: Tensor,

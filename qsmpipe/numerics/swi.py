@@ -12,7 +12,7 @@ from qsmpipe.numerics.fourier import Shape, Zooms, convolve, padded_shape
 from qsmpipe.numerics.grids import bounding_box, check_mask, in_place
 from qsmpipe.numerics.kernels import AXIAL, frequencies
 from qsmpipe.numerics.masks.threshold import bias_field
-from qsmpipe.numerics.parameters import NotNegative, Positive
+from qsmpipe.numerics.parameters import NotNegative, Positive, checked
 from qsmpipe.numerics.units import check_echo_times
 from qsmpipe.numerics.unwrap.laplacian import laplacian
 
@@ -57,6 +57,7 @@ class SWI(NamedTuple):
     """(X, Y, Z) minimum of ``swi`` over a slab around each slice; 0 outside the mask."""
 
 
+@checked
 def homodyne(
     phase: Tensor,
     mask: Tensor,
@@ -126,11 +127,7 @@ def homodyne(
     .. [2] Haacke et al. AJNR 30 (2009) 19, doi:10.3174/ajnr.A1400
     .. [3] Quinn et al. AJNR 35 (2014) 38, doi:10.3174/ajnr.A3584
     """
-    _positive(resolution=resolution, thickness=thickness)
     _one_of(window, Window, "window")
-    if not power >= 0:
-        msg = f"power is {power:g}: give 0 or above"
-        raise ValueError(msg)
     sign = _sign(darkens)
     phase, magnitude, inside = _inside(phase, magnitude, mask)
     box = bounding_box(inside)
@@ -179,6 +176,7 @@ def high_pass(
     return in_place(torch.where(known, left, 0.0), box, mask)
 
 
+@checked
 def clear(
     phase: Tensor,
     mask: Tensor,
@@ -245,10 +243,6 @@ def clear(
     ----------
     .. [1] Eckstein et al. NeuroImage 237 (2021) 118175, doi:10.1016/j.neuroimage.2021.118175
     """
-    _positive(sigma=sigma, strength=strength, thickness=thickness)
-    if not bias_sigma >= 0:
-        msg = f"bias_sigma is {bias_sigma:g}: give a width in mm, or 0 for none"
-        raise ValueError(msg)
     sign = _sign(darkens)
     phase, magnitude, inside = _inside(phase, magnitude, mask)
     times = check_echo_times(phase, echo_times)
@@ -276,8 +270,9 @@ def clear(
     return _result(image * weight, known, box, zooms, axis, thickness, like=inside)
 
 
+@checked
 def minimum_projection(
-    image: Tensor, mask: Tensor, zooms: Zooms, *, axis: int = 2, thickness: float
+    image: Tensor, mask: Tensor, zooms: Zooms, *, axis: int = 2, thickness: Positive
 ) -> Tensor:
     """Project the minimum of a slab onto every slice; the grid stays.
 
@@ -303,7 +298,6 @@ def minimum_projection(
     (X, Y, Z) tensor
         0 outside the mask.
     """
-    _positive(thickness=thickness)
     check_mask(image, mask)
     reach = math.floor(thickness / 2 / zooms[axis] * (1 + 1e-6))
     # a maximum of what is negated: torch pads it with minus infinity, which never wins
@@ -411,10 +405,3 @@ def _one_of(value: str, kind: object, name: str) -> str:
         msg = f"{name} is {value!r}: choose from {', '.join(get_args(kind))}"
         raise ValueError(msg)
     return value
-
-
-def _positive(**values: float) -> None:
-    for name, value in values.items():
-        if not value > 0:
-            msg = f"{name} is {value:g}: give a number above 0"
-            raise ValueError(msg)

@@ -16,7 +16,7 @@ from qsmpipe.numerics.grids import check_mask, crop, in_place
 from qsmpipe.numerics.kernels import ball_mean
 from qsmpipe.numerics.kernels import laplacian as eigenvalues
 from qsmpipe.numerics.masks.morphology import erode
-from qsmpipe.numerics.parameters import Count, NotNegative, Positive
+from qsmpipe.numerics.parameters import Count, NotNegative, Positive, checked
 from qsmpipe.numerics.solvers import Convergence, conjugate_gradient
 
 LBV_PEEL = 0.0
@@ -35,6 +35,7 @@ HARPERELLA_TOLERANCE = 1e-2
 HARPERELLA_MAX_ITERATIONS = 100
 
 
+@checked
 def lbv(
     field: Tensor,
     mask: Tensor,
@@ -113,6 +114,7 @@ def lbv(
     return LocalField(in_place(local, box, mask), kept, convergence)
 
 
+@checked
 def harperella(
     field: Tensor,
     mask: Tensor,

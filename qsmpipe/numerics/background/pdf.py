@@ -12,7 +12,7 @@ from qsmpipe.numerics.grids import crop, in_place
 from qsmpipe.numerics.harmonics import FarField
 from qsmpipe.numerics.kernels import AXIAL, dipole
 from qsmpipe.numerics.noise import LARGEST_WEIGHT, data_weight
-from qsmpipe.numerics.parameters import Count, NotNegative
+from qsmpipe.numerics.parameters import Count, NotNegative, checked
 from qsmpipe.numerics.solvers import Convergence, minimal_residual
 
 PDF_MARGIN = 20.0
@@ -60,6 +60,7 @@ class Projection:
         return self(unknowns.mul_(self.sources))
 
 
+@checked
 def pdf(
     field: Tensor,
     mask: Tensor,

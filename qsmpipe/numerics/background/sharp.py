@@ -11,7 +11,7 @@ from qsmpipe.numerics.balls import Balls
 from qsmpipe.numerics.fourier import Shape, Zooms, irfft, padded_shape, rfft
 from qsmpipe.numerics.grids import crop, in_place
 from qsmpipe.numerics.kernels import ball_mean
-from qsmpipe.numerics.parameters import Count, NotNegative, Positive, Share
+from qsmpipe.numerics.parameters import Count, NotNegative, Positive, Share, checked
 from qsmpipe.numerics.solvers import Convergence, conjugate_gradient
 
 SHARP_RADIUS = 6.0
@@ -42,6 +42,7 @@ ISMV_TOLERANCE = 1e-3
 ISMV_MAX_ITERATIONS = 200
 
 
+@checked
 def sharp(
     field: Tensor,
     mask: Tensor,
@@ -92,6 +93,7 @@ def sharp(
     return vsharp(field, mask, zooms, radii=(radius,), threshold=threshold)
 
 
+@checked
 def vsharp(
     field: Tensor,
     mask: Tensor,
@@ -163,6 +165,7 @@ def vsharp(
     return LocalField(in_place(local, box, mask), in_place(trusted, box, mask), None)
 
 
+@checked
 def resharp(
     field: Tensor,
     mask: Tensor,
@@ -237,6 +240,7 @@ def resharp(
     )
 
 
+@checked
 def ismv(
     field: Tensor,
     mask: Tensor,

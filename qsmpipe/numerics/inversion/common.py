@@ -64,20 +64,6 @@ def phase_scale(field_strength: float | None, echo_times: Sequence[float] | None
     return radians_per_ppm(field_strength or ASSUMED_FIELD_STRENGTH, time)
 
 
-def positive(**values: float) -> None:
-    """Insist on numbers above 0.
-
-    Raises
-    ------
-    ValueError
-        If one is not.
-    """
-    for name, value in values.items():
-        if not value > 0:
-            msg = f"{name} is {value:g}: give a number above 0"
-            raise ValueError(msg)
-
-
 def follow_noise(
     lambda_: float | str, per_noise: float, mask: Tensor, noise: Tensor | None
 ) -> tuple[float, dict[str, float]]:
@@ -85,20 +71,11 @@ def follow_noise(
 
     "auto" is ``per_noise`` (mm) times the median of ``noise`` (ppm), or :data:`ASSUMED_NOISE`
     without a noise map.
-
-    Raises
-    ------
-    ValueError
-        If it is neither that nor a number above 0.
     """
-    if lambda_ == "auto":
-        value = auto_lambda(per_noise, mask, noise)
-        return value, {"lambda_": value}
-    if isinstance(lambda_, str):
-        msg = f"lambda is {lambda_!r}: give a number above 0, or 'auto'"
-        raise ValueError(msg)
-    positive(lambda_=lambda_)
-    return lambda_, {}
+    if not isinstance(lambda_, str):
+        return lambda_, {}
+    value = auto_lambda(per_noise, mask, noise)
+    return value, {"lambda_": value}
 
 
 def auto_lambda(per_noise: float, mask: Tensor, noise: Tensor | None) -> float:

@@ -12,7 +12,7 @@ from qsmpipe.numerics.fourier import Shape, Zooms, convolve, irfft, padded_shape
 from qsmpipe.numerics.grids import crop, in_place
 from qsmpipe.numerics.inversion.common import Susceptibility
 from qsmpipe.numerics.kernels import dipole
-from qsmpipe.numerics.parameters import Count, NotNegative
+from qsmpipe.numerics.parameters import Count, NotNegative, checked
 from qsmpipe.numerics.solvers import conjugate_gradient
 
 PADDING = 0.5
@@ -71,6 +71,7 @@ def conditioning(b0_directions: Sequence[Sequence[float]]) -> Conditioning:
     return Conditioning(smallest, angles)
 
 
+@checked
 def cosmos(
     fields: Tensor,
     mask: Tensor,
@@ -218,9 +219,6 @@ def _check_shapes(
 
 def _check_orientations(b0_directions: Sequence[Sequence[float]], lambda_: float) -> None:
     count = len(b0_directions)
-    if not lambda_ >= 0:
-        msg = f"lambda is {lambda_:g}: give 0 or above"
-        raise ValueError(msg)
     if count < 2:
         msg = f"COSMOS needs 2 orientations or more, and there is {count}: invert a single field"
         raise ValueError(msg)

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from qsmpipe.numerics.fourier import Shape, Zooms, copies, irfft, rfft
 from qsmpipe.numerics.inversion.choice import Trial, choose, expected_residual, geometric
-from qsmpipe.numerics.inversion.common import Susceptibility, Window, positive
+from qsmpipe.numerics.inversion.common import Susceptibility, Window
 from qsmpipe.numerics.kernels import AXIAL, dipole, laplacian
 from qsmpipe.numerics.noise import data_weight
-from qsmpipe.numerics.parameters import Positive
+from qsmpipe.numerics.parameters import Positive, checked
 
 PADDING = 1.0
 """Zeros beyond the mask's box, as a fraction of it. On a head-like phantom of 64 mm with noise,
@@ -36,6 +36,7 @@ CANDIDATES = geometric(1e-5, 1.0, 11)
 """Weights that a rule chooses from, whatever the prior."""
 
 
+@checked
 def tkd(
     field: Tensor,
     mask: Tensor,
@@ -72,7 +73,6 @@ def tkd(
     ----------
     .. [1] Shmueli et al. Magn Reson Med 62 (2009) 1510, doi:10.1002/mrm.22135
     """
-    positive(threshold=threshold)
     window = Window.around(field, mask, zooms, padding=PADDING)
 
     def inverse(shape: Shape) -> Tensor:
@@ -83,6 +83,7 @@ def tkd(
     return Susceptibility(window.filtered(inverse), None)
 
 
+@checked
 def tsvd(
     field: Tensor,
     mask: Tensor,
@@ -119,7 +120,6 @@ def tsvd(
     ----------
     .. [1] Wharton, Schaefer, Bowtell. Magn Reson Med 63 (2010) 1292, doi:10.1002/mrm.22334
     """
-    positive(threshold=threshold)
     window = Window.around(field, mask, zooms, padding=PADDING)
 
     def inverse(shape: Shape) -> Tensor:
@@ -155,6 +155,7 @@ def penalty_norm(spectrum: Tensor, weight: Tensor, shape: Shape) -> float:
     return (power.sum(dtype=torch.float64) / (shape[0] * shape[1] * shape[2])).item() ** 0.5
 
 
+@checked
 def l2(
     field: Tensor,
     mask: Tensor,
@@ -201,8 +202,6 @@ def l2(
     ----------
     .. [1] Bilgic et al. J Magn Reson Imaging 40 (2014) 181, doi:10.1002/jmri.24365
     """
-    if not isinstance(lambda_, str):
-        positive(lambda_=lambda_)
     window = Window.around(field, mask, zooms, padding=PADDING)
     shape = window.shape
     kernel = dipole(shape, zooms, b0_direction, like=window.field)

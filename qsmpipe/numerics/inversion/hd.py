@@ -9,7 +9,7 @@ from torch import Tensor
 from qsmpipe.numerics.fourier import Zooms
 from qsmpipe.numerics.fused.data import limit_split
 from qsmpipe.numerics.inversion.admm import Grid, TotalVariation, squared_misfit
-from qsmpipe.numerics.inversion.common import Susceptibility, follow_noise, positive
+from qsmpipe.numerics.inversion.common import Susceptibility, follow_noise
 from qsmpipe.numerics.inversion.l1 import DEFAULT_LAMBDA as DEFAULT_L1_LAMBDA
 from qsmpipe.numerics.inversion.tv import (
     DEFAULT_MAX_ITERATIONS,
@@ -22,12 +22,13 @@ from qsmpipe.numerics.inversion.tv import (
 )
 from qsmpipe.numerics.kernels import AXIAL
 from qsmpipe.numerics.noise import data_weight
-from qsmpipe.numerics.parameters import Count, NotNegative, Positive
+from qsmpipe.numerics.parameters import Count, NotNegative, Positive, checked
 
 DEFAULT_L1_ITERATIONS = 20
 """Steps of the first stage."""
 
 
+@checked
 def hdqsm(
     field: Tensor,
     mask: Tensor,
@@ -97,7 +98,6 @@ def hdqsm(
     .. [1] Lambert et al. Magn Reson Med 87 (2022) 3059, doi:10.1002/mrm.29218
     """
     lambda_, chosen = follow_noise(lambda_, LAMBDA_PER_NOISE, mask, noise)
-    positive(l1_lambda=l1_lambda, rho=rho, mu=mu)
     grid = Grid.around(field, mask, zooms, b0_direction, padding=PADDING, reach=REACH)
     measured, weight = grid.window.field, grid.window.place(data_weight(mask, noise, field))
     solver = TotalVariation(grid, rho=rho, mu=mu)

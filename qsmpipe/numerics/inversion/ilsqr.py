@@ -13,7 +13,7 @@ from qsmpipe.numerics.inversion.common import Susceptibility, Window
 from qsmpipe.numerics.inversion.direct import ROUNDING
 from qsmpipe.numerics.kernels import AXIAL, ball_mean, dipole
 from qsmpipe.numerics.operators import gradient, gradient_adjoint
-from qsmpipe.numerics.parameters import Count, NotNegative
+from qsmpipe.numerics.parameters import Count, NotNegative, checked
 from qsmpipe.numerics.solvers import Convergence, lsmr
 
 PADDING = 0.5
@@ -45,6 +45,7 @@ TKD_THRESHOLD = 1 / 8
 """Threshold of the division that fast QSM takes its scale from."""
 
 
+@checked
 def ilsqr(
     field: Tensor,
     mask: Tensor,
@@ -104,9 +105,6 @@ def ilsqr(
     ----------
     .. [1] Li et al. NeuroImage 108 (2015) 111, doi:10.1016/j.neuroimage.2014.12.043
     """
-    if not threshold >= 0:
-        msg = f"threshold is {threshold:g}: give a number that is 0 or above"
-        raise ValueError(msg)
     window = Window.around(field, mask, zooms, padding=PADDING)
     shape, inside = window.shape, window.mask
     kernel = dipole(shape, zooms, b0_direction, like=window.field)

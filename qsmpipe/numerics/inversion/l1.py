@@ -8,11 +8,11 @@ from torch import Tensor
 from qsmpipe.numerics.fourier import Zooms
 from qsmpipe.numerics.fused.data import limit_split, phase_limit_split
 from qsmpipe.numerics.inversion.admm import Grid, TotalVariation
-from qsmpipe.numerics.inversion.common import Susceptibility, phase_scale, positive
+from qsmpipe.numerics.inversion.common import Susceptibility, phase_scale
 from qsmpipe.numerics.inversion.tv import PADDING, REACH
 from qsmpipe.numerics.kernels import AXIAL
 from qsmpipe.numerics.noise import data_weight
-from qsmpipe.numerics.parameters import Count, NotNegative, Positive
+from qsmpipe.numerics.parameters import Count, NotNegative, Positive, checked
 
 DEFAULT_LAMBDA = 0.07
 """Weight of the total variation (mm). On head-like phantoms of 1 mm 0.1 was the best of 0.05, 0.1,
@@ -32,6 +32,7 @@ above 100 % on phantoms with a ball of 2 ppm and 5 mm; 3 % after 40 steps). Squa
 take voxels that were unwrapped wrongly for true; absolute ones do not."""
 
 
+@checked
 def l1qsm(
     field: Tensor,
     mask: Tensor,
@@ -96,7 +97,6 @@ def l1qsm(
     ----------
     .. [1] Milovic et al. Magn Reson Med 87 (2022) 457, doi:10.1002/mrm.28957
     """
-    positive(lambda_=lambda_, rho=rho, mu=mu)
     per_ppm = phase_scale(field_strength, echo_times)
     grid = Grid.around(per_ppm * field, mask, zooms, b0_direction, padding=PADDING, reach=REACH)
     rho, mu = rho / per_ppm, mu / per_ppm

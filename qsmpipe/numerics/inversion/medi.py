@@ -12,7 +12,6 @@ from qsmpipe.numerics.inversion.common import (
     Window,
     auto_lambda,
     phase_scale,
-    positive,
 )
 from qsmpipe.numerics.inversion.edges import DEFAULT_EDGES, Edges, smooth_parts
 from qsmpipe.numerics.inversion.gauss_newton import Problem, gauss_newton
@@ -20,7 +19,7 @@ from qsmpipe.numerics.kernels import AXIAL, ball_mean, dipole
 from qsmpipe.numerics.masks.morphology import erode
 from qsmpipe.numerics.masks.ventricles import ventricles
 from qsmpipe.numerics.noise import LARGEST_WEIGHT, data_weight
-from qsmpipe.numerics.parameters import Count, NotNegative, Positive
+from qsmpipe.numerics.parameters import Count, NotNegative, Positive, checked
 
 PADDING = 0.25
 """Zeros beyond the mask's box and :data:`REACH`, as a fraction of both."""
@@ -48,6 +47,7 @@ DEFAULT_TOLERANCE = 1e-2
 DEFAULT_MAX_ITERATIONS = 30
 
 
+@checked
 def medi(
     field: Tensor,
     mask: Tensor,
@@ -140,7 +140,6 @@ def medi(
     if lambda_ == "auto":
         lambda_ = 1 / (2 * scale * auto_lambda(LAMBDA_PER_NOISE, mask, noise))
         chosen["lambda_"] = lambda_
-    positive(lambda_=lambda_)
     window = Window.around(field, mask, zooms, padding=PADDING, reach=REACH)
     shape = window.shape
     weight = window.place(data_weight(mask, noise, field, largest=LARGEST_WEIGHT))

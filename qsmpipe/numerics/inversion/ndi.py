@@ -10,11 +10,10 @@ from qsmpipe.numerics.inversion.common import (
     Susceptibility,
     Window,
     phase_scale,
-    positive,
 )
 from qsmpipe.numerics.kernels import AXIAL, dipole
 from qsmpipe.numerics.noise import data_weight
-from qsmpipe.numerics.parameters import Count, NotNegative, Positive
+from qsmpipe.numerics.parameters import Count, NotNegative, Positive, checked
 from qsmpipe.numerics.solvers import Convergence
 
 PADDING = 0.5
@@ -26,6 +25,7 @@ DEFAULT_TOLERANCE = 5e-3
 DEFAULT_MAX_ITERATIONS = 200
 
 
+@checked
 def ndi(
     field: Tensor,
     mask: Tensor,
@@ -85,10 +85,6 @@ def ndi(
     ----------
     .. [1] Polak et al. NMR Biomed 33 (2020) e4271, doi:10.1002/nbm.4271
     """
-    positive(step=step)
-    if alpha < 0:
-        msg = f"alpha is {alpha:g}: give 0 or a number above"
-        raise ValueError(msg)
     window = Window.around(field, mask, zooms, padding=PADDING)
     shape, box, inside = window.shape, window.mask.shape, window.mask
     scale = phase_scale(field_strength, echo_times)

@@ -13,7 +13,6 @@ from qsmpipe.numerics.inversion.common import (
     Susceptibility,
     follow_noise,
     phase_scale,
-    positive,
 )
 from qsmpipe.numerics.inversion.edges import Edges
 from qsmpipe.numerics.inversion.l1 import DEFAULT_LAMBDA as L1_LAMBDA
@@ -30,7 +29,7 @@ from qsmpipe.numerics.inversion.tv import (
 )
 from qsmpipe.numerics.kernels import AXIAL
 from qsmpipe.numerics.noise import data_weight
-from qsmpipe.numerics.parameters import Count, NotNegative, Positive
+from qsmpipe.numerics.parameters import Count, NotNegative, Positive, checked
 
 DEFAULT_MU = 1.0
 """Penalty of the field's split. The data term is not convex; below 0.3 the iteration did not come
@@ -40,6 +39,7 @@ LIMIT = 0.3
 """Residual (rad) that the first steps shrink to 0."""
 
 
+@checked
 def nltv(
     field: Tensor,
     mask: Tensor,
@@ -112,7 +112,6 @@ def nltv(
     .. [1] Milovic et al. Magn Reson Med 80 (2018) 814, doi:10.1002/mrm.27073
     """
     lambda_, chosen = follow_noise(lambda_, LAMBDA_PER_NOISE, mask, noise)
-    positive(rho=rho, mu=mu)
     per_ppm = phase_scale(field_strength, echo_times)
     smooth = smooth_where(magnitude, mask, zooms, edges)
     grid = Grid.around(

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from qsmpipe.numerics.fourier import SPACE, Shape, Zooms, irfft, rfft
 from qsmpipe.numerics.fused.gradient import ALLOWED, OBSERVED, clip, gradient_split
-from qsmpipe.numerics.inversion.common import Susceptibility, Window, positive
+from qsmpipe.numerics.inversion.common import Susceptibility, Window
 from qsmpipe.numerics.kernels import AXIAL, dipole, laplacian
-from qsmpipe.numerics.parameters import Count, NotNegative, Positive
+from qsmpipe.numerics.parameters import Count, NotNegative, Positive, checked
 from qsmpipe.numerics.solvers import Convergence, lsmr
 
 PADDING = 0.5
@@ -57,6 +57,7 @@ def well_conditioned(field: Tensor, kernel: Tensor, shape: Shape) -> Tensor:
     return torch.view_as_complex(x.div_(twice))
 
 
+@checked
 def rts(
     field: Tensor,
     mask: Tensor,
@@ -112,7 +113,6 @@ def rts(
     .. [1] Kames, Wiggermann, Rauscher. NeuroImage 167 (2018) 276,
        doi:10.1016/j.neuroimage.2017.11.018
     """
-    positive(mu=mu, rho=rho)
     window = Window.around(field, mask, zooms, padding=PADDING)
     shape = window.shape
     kernel = dipole(shape, zooms, b0_direction, like=window.field)

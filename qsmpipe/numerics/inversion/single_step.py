@@ -10,7 +10,7 @@ from qsmpipe.numerics.balls import Balls
 from qsmpipe.numerics.fourier import Zooms, convolve, irfft, rfft
 from qsmpipe.numerics.fused.spectral import draw_step, settle_step
 from qsmpipe.numerics.inversion.admm import Grid, TotalVariation, squared_misfit
-from qsmpipe.numerics.inversion.common import Susceptibility, Window, follow_noise, positive
+from qsmpipe.numerics.inversion.common import Susceptibility, Window, follow_noise
 from qsmpipe.numerics.inversion.edges import Edges
 from qsmpipe.numerics.inversion.tv import (
     DEFAULT_EDGES,
@@ -24,7 +24,7 @@ from qsmpipe.numerics.inversion.tv import (
 )
 from qsmpipe.numerics.kernels import AXIAL, ball_mean, laplacian
 from qsmpipe.numerics.noise import data_weight
-from qsmpipe.numerics.parameters import Count, NotNegative, Positive
+from qsmpipe.numerics.parameters import Count, NotNegative, Positive, checked
 
 DEFAULT_RADII = (12.0, 6.0, 3.0)
 """Ball radii (mm). Large ones keep slow local fields, small ones reach the edge."""
@@ -39,6 +39,7 @@ SMALLEST = 1.5
 neighbours, whose difference to the mean is mostly noise."""
 
 
+@checked
 def sstv(
     field: Tensor,
     mask: Tensor,
@@ -117,7 +118,6 @@ def sstv(
     .. [1] Chatnuntawech et al. NMR Biomed 30 (2017) e3570, doi:10.1002/nbm.3570
     """
     lambda_, chosen = follow_noise(lambda_, LAMBDA_PER_NOISE, mask, noise)
-    positive(rho=rho, mu=mu)
     smooth = smooth_where(magnitude, mask, zooms, edges)
     grid = Grid.around(
         field, mask, zooms, b0_direction, padding=PADDING, reach=REACH, smooth=smooth

@@ -10,13 +10,13 @@ from qsmpipe.numerics.background.pdf import Projection, projection
 from qsmpipe.numerics.fourier import Zooms
 from qsmpipe.numerics.grids import crop, in_place
 from qsmpipe.numerics.harmonics import FarField
-from qsmpipe.numerics.inversion.common import Susceptibility, follow_noise, positive
+from qsmpipe.numerics.inversion.common import Susceptibility, follow_noise
 from qsmpipe.numerics.inversion.edges import DEFAULT_EDGES, Edges, smooth_parts
 from qsmpipe.numerics.inversion.gauss_newton import Problem, gauss_newton
 from qsmpipe.numerics.inversion.medi import LAMBDA_PER_NOISE
 from qsmpipe.numerics.kernels import AXIAL
 from qsmpipe.numerics.noise import LARGEST_WEIGHT, data_weight
-from qsmpipe.numerics.parameters import Count, NotNegative, Positive
+from qsmpipe.numerics.parameters import Count, NotNegative, Positive, checked
 from qsmpipe.numerics.solvers import conjugate_gradient
 
 EPSILON = 3.0
@@ -45,6 +45,7 @@ DEFAULT_TOLERANCE = 2e-2
 DEFAULT_MAX_ITERATIONS = 20
 
 
+@checked
 def tfi(
     field: Tensor,
     mask: Tensor,
@@ -123,7 +124,6 @@ def tfi(
     ----------
     .. [1] Liu Z et al. Magn Reson Med 78 (2017) 303, doi:10.1002/mrm.26331
     """
-    positive(preconditioner=preconditioner)
     lambda_, chosen = follow_noise(lambda_, LAMBDA_PER_NOISE, mask, noise)
     if field.ndim != 3:
         msg = f"field {tuple(field.shape)} is not (X, Y, Z): give one field at a time"

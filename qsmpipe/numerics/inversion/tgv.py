@@ -15,7 +15,6 @@ from qsmpipe.numerics.inversion.common import (
     Susceptibility,
     follow_noise,
     phase_scale,
-    positive,
 )
 from qsmpipe.numerics.inversion.nonlinear import DEFAULT_MU as PHASE_MU
 from qsmpipe.numerics.inversion.nonlinear import run_on_phase
@@ -30,7 +29,7 @@ from qsmpipe.numerics.inversion.tv import (
 from qsmpipe.numerics.inversion.tv import DEFAULT_RHO as PHASE_RHO
 from qsmpipe.numerics.kernels import AXIAL, frequencies
 from qsmpipe.numerics.noise import data_weight
-from qsmpipe.numerics.parameters import Count, NotNegative, Positive
+from qsmpipe.numerics.parameters import Count, NotNegative, Positive, checked
 
 DEFAULT_RATIO = 0.7
 """Weight of the second order over that of the first (mm). Other programs take 2 voxels, which on
@@ -41,6 +40,7 @@ DEFAULT_RHO = 300.0
 steps, 100 and 30 more than 200."""
 
 
+@checked
 def tgv(
     field: Tensor,
     mask: Tensor,
@@ -103,7 +103,6 @@ def tgv(
     .. [2] Milovic et al. Magn Reson Med 80 (2018) 814, doi:10.1002/mrm.27073
     """
     lambda_, chosen = follow_noise(lambda_, LAMBDA_PER_NOISE, mask, noise)
-    positive(ratio=ratio, rho=rho, mu=mu)
     grid = Grid.around(field, mask, zooms, b0_direction, padding=PADDING, reach=REACH)
     split = squared_misfit(
         grid.window.field, grid.window.place(data_weight(mask, noise, field)), mu=mu
@@ -115,6 +114,7 @@ def tgv(
     return Susceptibility(solver.map(), convergence, chosen)
 
 
+@checked
 def nltgv(
     field: Tensor,
     mask: Tensor,
@@ -175,7 +175,6 @@ def nltgv(
     .. [1] Milovic et al. Magn Reson Med 80 (2018) 814, doi:10.1002/mrm.27073
     """
     lambda_, chosen = follow_noise(lambda_, LAMBDA_PER_NOISE, mask, noise)
-    positive(ratio=ratio, rho=rho, mu=mu)
     per_ppm = phase_scale(field_strength, echo_times)
     grid = Grid.around(per_ppm * field, mask, zooms, b0_direction, padding=PADDING, reach=REACH)
     solver = GeneralisedVariation(grid, rho=rho / per_ppm, mu=mu, ratio=ratio)

@@ -23,11 +23,10 @@ from qsmpipe.numerics.inversion.common import (
     ASSUMED_FIELD_STRENGTH,
     Susceptibility,
     phase_scale,
-    positive,
 )
 from qsmpipe.numerics.kernels import AXIAL, check_direction
 from qsmpipe.numerics.masks.morphology import erode
-from qsmpipe.numerics.parameters import Count, NotNegative, Positive
+from qsmpipe.numerics.parameters import Count, NotNegative, Positive, checked
 from qsmpipe.numerics.solvers import Convergence
 from qsmpipe.numerics.units import check_echo_times, radians_per_ppm
 
@@ -139,6 +138,7 @@ def phase_laplacian(
     return torch.where(mask & (weights > 0), total / weights, 0)
 
 
+@checked
 def tgvqsm(
     phase: Tensor,
     mask: Tensor,
@@ -212,7 +212,6 @@ def tgvqsm(
     .. [1] Langkammer et al. NeuroImage 111 (2015) 622, doi:10.1016/j.neuroimage.2015.02.041
     .. [2] Pock, Chambolle. ICCV (2011) 1762, doi:10.1109/ICCV.2011.6126441
     """
-    positive(alpha1=alpha1, alpha0=alpha0)
     if phase.ndim == 3:
         phase = phase[None]
     if magnitude is not None:

@@ -8,11 +8,11 @@ from torch import Tensor
 
 from qsmpipe.numerics.fourier import Zooms, irfft, rfft
 from qsmpipe.numerics.inversion.choice import Trial, choose, expected_residual, geometric
-from qsmpipe.numerics.inversion.common import Susceptibility, Window, positive
+from qsmpipe.numerics.inversion.common import Susceptibility, Window
 from qsmpipe.numerics.inversion.direct import Prior, penalty, penalty_norm
 from qsmpipe.numerics.kernels import AXIAL, dipole
 from qsmpipe.numerics.noise import data_weight
-from qsmpipe.numerics.parameters import Count, NotNegative, Positive
+from qsmpipe.numerics.parameters import Count, NotNegative, Positive, checked
 from qsmpipe.numerics.solvers import Convergence, conjugate_gradient
 
 PADDING = 0.5
@@ -27,6 +27,7 @@ DEFAULT_TOLERANCE = 1e-3
 DEFAULT_MAX_ITERATIONS = 100
 
 
+@checked
 def tikhonov(
     field: Tensor,
     mask: Tensor,
@@ -81,8 +82,6 @@ def tikhonov(
     ----------
     .. [1] de Rochefort et al. Magn Reson Med 63 (2010) 194, doi:10.1002/mrm.22187
     """
-    if not isinstance(lambda_, str):
-        positive(lambda_=lambda_)
     window = Window.around(field, mask, zooms, padding=PADDING)
     shape, inside = window.shape, window.mask
     weight = window.place(data_weight(mask, noise, field))

@@ -18,12 +18,11 @@ from qsmpipe.numerics.inversion.common import (
     Susceptibility,
     auto_lambda,
     follow_noise,
-    positive,
 )
 from qsmpipe.numerics.inversion.edges import Edges, smooth_parts
 from qsmpipe.numerics.kernels import AXIAL
 from qsmpipe.numerics.noise import data_weight
-from qsmpipe.numerics.parameters import Count, NotNegative, Positive
+from qsmpipe.numerics.parameters import Count, NotNegative, Positive, checked
 
 PADDING = 0.25
 """Zeros beyond the mask's box and :data:`REACH`, as a fraction of both. On a head-like phantom of
@@ -69,6 +68,7 @@ def smooth_where(
     return smooth_parts(magnitude, mask, zooms, edges=edges)
 
 
+@checked
 def tv(
     field: Tensor,
     mask: Tensor,
@@ -140,7 +140,6 @@ def tv(
     chosen: dict[str, float] = {}
     if not isinstance(lambda_, str) or lambda_ == "auto":
         lambda_, chosen = follow_noise(lambda_, LAMBDA_PER_NOISE, mask, noise)
-    positive(rho=rho, mu=mu)
     smooth = smooth_where(magnitude, mask, zooms, edges)
     grid = Grid.around(
         field, mask, zooms, b0_direction, padding=PADDING, reach=REACH, smooth=smooth

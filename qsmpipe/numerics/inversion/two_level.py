@@ -8,7 +8,7 @@ from torch import Tensor
 
 from qsmpipe.numerics.fourier import Zooms
 from qsmpipe.numerics.grids import bounding_box, check_mask, in_place
-from qsmpipe.numerics.inversion.common import Susceptibility, follow_noise, positive
+from qsmpipe.numerics.inversion.common import Susceptibility, follow_noise
 from qsmpipe.numerics.inversion.tv import (
     DEFAULT_MAX_ITERATIONS,
     DEFAULT_RHO,
@@ -18,7 +18,7 @@ from qsmpipe.numerics.inversion.tv import (
 )
 from qsmpipe.numerics.kernels import AXIAL
 from qsmpipe.numerics.operators import Dipole
-from qsmpipe.numerics.parameters import Count, NotNegative, Positive
+from qsmpipe.numerics.parameters import Count, NotNegative, Positive, checked
 from qsmpipe.numerics.solvers import Convergence
 
 DEFAULT_RATIO = 10.0
@@ -28,6 +28,7 @@ DEFAULT_STRONG = 0.2
 and calcification are above."""
 
 
+@checked
 def two_level(
     field: Tensor,
     mask: Tensor,
@@ -86,10 +87,6 @@ def two_level(
     ----------
     .. [1] Wei et al. NMR Biomed 28 (2015) 1294, doi:10.1002/nbm.3383
     """
-    positive(ratio=ratio)
-    if not strong >= 0:
-        msg = f"strong is {strong:g}: give a susceptibility (ppm) that is 0 or above"
-        raise ValueError(msg)
     check_mask(field, mask)
     lambda_, chosen = follow_noise(lambda_, LAMBDA_PER_NOISE, mask, noise)
 

@@ -14,7 +14,6 @@ from qsmpipe.numerics.inversion.common import (
     Susceptibility,
     follow_noise,
     phase_scale,
-    positive,
 )
 from qsmpipe.numerics.inversion.nonlinear import DEFAULT_MU, run_on_phase
 from qsmpipe.numerics.inversion.tv import (
@@ -26,7 +25,7 @@ from qsmpipe.numerics.inversion.tv import (
 )
 from qsmpipe.numerics.kernels import AXIAL, laplacian
 from qsmpipe.numerics.noise import data_weight
-from qsmpipe.numerics.parameters import Count, NotNegative, Positive
+from qsmpipe.numerics.parameters import Count, NotNegative, Positive, checked
 
 REACH = 0.0
 """Distance from the mask (mm) up to which there may be sources. The field of sources outside is
@@ -39,6 +38,7 @@ DEFAULT_NU = 3.0
 """Penalty of the Laplacian's split (mm4)."""
 
 
+@checked
 def whqsm(
     field: Tensor,
     mask: Tensor,
@@ -114,7 +114,6 @@ def whqsm(
     .. [1] Milovic et al. Magn Reson Med 81 (2019) 1399, doi:10.1002/mrm.27483
     """
     lambda_, chosen = follow_noise(lambda_, LAMBDA_PER_NOISE, mask, noise)
-    positive(beta=beta, rho=rho, mu=mu, nu=nu)
     per_ppm = phase_scale(field_strength, echo_times)
     grid = Grid.around(per_ppm * field, mask, zooms, b0_direction, padding=PADDING, reach=REACH)
     solver = WeakHarmonic(grid, rho=rho / per_ppm, mu=mu, beta=beta, nu=nu)

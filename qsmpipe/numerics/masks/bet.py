@@ -13,7 +13,7 @@ from torch import Tensor
 from qsmpipe.numerics.fourier import Zooms
 from qsmpipe.numerics.masks.morphology import largest_core
 from qsmpipe.numerics.masks.threshold import bias_field
-from qsmpipe.numerics.parameters import Count, NotNegative, Positive
+from qsmpipe.numerics.parameters import Count, NotNegative, Positive, checked
 
 SUBDIVISIONS = 4
 """Of the icosahedron: 2562 vertices, about 4 mm apart on a brain."""
@@ -70,6 +70,7 @@ LEAST_ECHO_TIME = 0.004
 """In s. On a head at 3 T, the echo at 4.6 ms gave a brain of 1510 mL, that at 2.3 ms 1753 mL."""
 
 
+@checked
 def bet(
     magnitude: Tensor,
     zooms: Zooms,
@@ -122,9 +123,6 @@ def bet(
     ----------
     .. [1] Smith, Hum Brain Mapp 17 (2002) 143, doi:10.1002/hbm.10062
     """
-    if not 0 < fractional_intensity < 1:
-        msg = f"fractional_intensity {fractional_intensity:g} is not between 0 and 1: try 0.5"
-        raise ValueError(msg)
     if magnitude.ndim not in {3, 4}:
         msg = f"magnitude has shape {tuple(magnitude.shape)}, not ([E,] X, Y, Z)"
         raise ValueError(msg)

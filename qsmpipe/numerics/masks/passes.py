@@ -9,7 +9,7 @@ from qsmpipe.numerics.fourier import Zooms
 from qsmpipe.numerics.grids import check_grid
 from qsmpipe.numerics.masks.morphology import largest_component, smooth
 from qsmpipe.numerics.masks.quality import otsu
-from qsmpipe.numerics.parameters import NotNegative
+from qsmpipe.numerics.parameters import NotNegative, checked
 
 DEFAULT_SMOOTHING = 1.0
 """Gaussian width of the vote (mm)."""
@@ -19,6 +19,7 @@ SPECK = 0.25
 more bad than good neighbours is chance."""
 
 
+@checked
 def reliable(
     quality: Tensor,
     mask: Tensor,

@@ -8,12 +8,13 @@ from torch import Tensor
 
 from qsmpipe.numerics.fourier import Zooms
 from qsmpipe.numerics.masks.morphology import fill_holes, largest_core, majority
-from qsmpipe.numerics.parameters import NotNegative
+from qsmpipe.numerics.parameters import NotNegative, checked
 
 BINS = 256
 """Histogram bins of Otsu's threshold."""
 
 
+@checked
 def quality(
     quality: Tensor,
     zooms: Zooms,

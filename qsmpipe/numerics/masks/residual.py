@@ -5,12 +5,13 @@ from torch import Tensor
 
 from qsmpipe.numerics.grids import check_grid
 from qsmpipe.numerics.masks.morphology import largest_component
-from qsmpipe.numerics.parameters import Positive
+from qsmpipe.numerics.parameters import Positive, checked
 
 DEFAULT_THRESHOLD = 0.3
 """Relative residual of the field fit beyond which a voxel is left out, as in the consensus."""
 
 
+@checked
 def exclude_residual(
     residual: Tensor, mask: Tensor, *, threshold: Positive = DEFAULT_THRESHOLD
 ) -> Tensor:

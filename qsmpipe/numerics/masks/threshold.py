@@ -9,7 +9,7 @@ from torch.nn.functional import avg_pool3d, interpolate, pad
 
 from qsmpipe.numerics.fourier import Zooms
 from qsmpipe.numerics.masks.morphology import fill_holes, largest_core, majority, smooth
-from qsmpipe.numerics.parameters import NotNegative, Positive
+from qsmpipe.numerics.parameters import NotNegative, Positive, checked
 
 BIAS_ROUNDS = 4
 """Rounds of foreground and bias field: parts too dim for one round are found by the next."""
@@ -21,6 +21,7 @@ FAR = 0.01
 """Share of foreground in the Gaussian's reach below which the bias field levels off."""
 
 
+@checked
 def threshold(
     magnitude: Tensor,
     zooms: Zooms,

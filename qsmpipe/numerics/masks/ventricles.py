@@ -10,7 +10,7 @@ from qsmpipe.numerics.fourier import Zooms
 from qsmpipe.numerics.grids import check_grid
 from qsmpipe.numerics.masks.morphology import depth_of, largest_core, majority
 from qsmpipe.numerics.masks.threshold import root_sum_of_squares
-from qsmpipe.numerics.parameters import NotNegative, Positive
+from qsmpipe.numerics.parameters import NotNegative, Positive, checked
 
 SIGNAL = 0.1
 """Less magnitude than this share of the mask's median is no signal, and its R2* is noise."""
@@ -23,6 +23,7 @@ MOST = 0.5
 """Fluid that fills more than this share of the ball is none: R2* is wrong, or its unit."""
 
 
+@checked
 def ventricles(
     r2star: Tensor,
     mask: Tensor,

@@ -9,13 +9,14 @@ from torch import Tensor
 
 from qsmpipe.numerics.fourier import Zooms
 from qsmpipe.numerics.grids import bounding_box
-from qsmpipe.numerics.parameters import Count
+from qsmpipe.numerics.parameters import Count, checked
 from qsmpipe.numerics.unwrap.common import TWO_PI, check, merge_regions, unwrap_echoes
 
 SEED = 0
 """Of the order in which voxels at the mask's edge, whose reliability is unknown, are joined."""
 
 
+@checked
 def bestpath(
     phase: Tensor,
     mask: Tensor,

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from qsmpipe.numerics.compiled import compiled
 from qsmpipe.numerics.fourier import Zooms
-from qsmpipe.numerics.parameters import Count
+from qsmpipe.numerics.parameters import Count, checked
 from qsmpipe.numerics.unwrap.common import TWO_PI, check, merge_regions, unwrap_echoes
 
 Weights: TypeAlias = Literal["romeo", "romeo2", "romeo3", "romeo6"]
@@ -260,6 +260,7 @@ def _unwrap_space(
     return wraps
 
 
+@checked
 def romeo(
     phase: Tensor,
     mask: Tensor,
@@ -330,9 +331,6 @@ def romeo(
     check(phase, mask, magnitude=magnitude, echo_times=echo_times)
     if weights not in WEIGHTS:
         msg = f"weights {weights!r} is none of {', '.join(WEIGHTS)}"
-        raise ValueError(msg)
-    if not 0 < uncertain <= 1:
-        msg = f"uncertain {uncertain} is not in (0, 1]: it is a fraction of pi"
         raise ValueError(msg)
     wrapped = phase.detach().cpu().reshape(-1, *phase.shape[-3:])
     inside = mask.cpu() & wrapped.isfinite().all(0)
