@@ -5,6 +5,7 @@ like one of its own (:mod:`annotated_types` has the words), and describes it, wi
 section "Parameters" of its docstring. Whoever asks a user for values reads both from there.
 """
 
+import math
 import typing
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -149,7 +150,9 @@ words=('auto',), many=False)
         return value in self.words if isinstance(value, str) else self.holds(float(value))
 
     def holds(self, number: float) -> bool:
-        """Whether ``number`` is within the bounds; NaN never is."""
+        """Whether ``number`` is within the bounds; what is not finite never is."""
+        if not math.isfinite(number):
+            return False
         if self.low is not None and not number >= self.low:
             return False
         if self.high is not None and not number <= self.high:

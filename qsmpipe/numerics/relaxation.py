@@ -241,11 +241,6 @@ def nonlinear(
             f"are {len(times)}: give the noise, or 0 for no floor"
         )
         raise ValueError(msg)
-    if not 0 <= floor < math.inf or (isinstance(noise_floor, str) and not automatic):
-        msg = (
-            f'noise_floor {noise_floor!r} is neither "auto" nor a standard deviation of 0 or above'
-        )
-        raise ValueError(msg)
     signal = magnitude[:, mask].clamp_(min=0)
     lit = signal.amax(0) > 0
     signal = signal[:, lit]
