@@ -243,7 +243,7 @@ def test_what_every_inversion_owes() -> None:
         ([AXIAL], {}, "needs 2 orientations or more, and there is 1"),
         ([AXIAL, turned(4), turned(6, 1)], {}, r"too close.*1-2 4, 1-3 6, 2-3 7\.2.*squared"),
         ([AXIAL, turned(40)], {"lambda_": 0.0}, r"lambda is 0.*1-2 40; smallest sum"),
-        ([AXIAL, turned(40)], {"lambda_": -1.0}, "lambda is -1"),
+        ([AXIAL, turned(40)], {"lambda_": -1.0}, "lambda_ is -1"),
         ([AXIAL, (0.0, 1.0, 1.0)], {}, "length 1.41"),
     ],
 )

@@ -295,7 +295,7 @@ def test_what_cannot_be_fitted_is_refused() -> None:
         nonlinear(magnitude[:2], mask, echo_times=UNEVEN[:2], noise_floor="auto")
     for floor in (-1.0, math.nan, "low"):
         with pytest.raises(
-            ValueError, match="noise_floor is .*: give a number of 0 or more, or 'auto'"
+            ValueError, match=r"noise_floor is .*: give a number of 0 or more, or 'auto'"
         ):
             nonlinear(magnitude, mask, echo_times=UNEVEN, noise_floor=floor)
 
