@@ -55,12 +55,13 @@ def run(text: str, folder: Path) -> dict[str, Any]:
 
 def panels(shown: dict[str, tuple[np.ndarray, float, float]], path: Path) -> None:
     """Draw an axial slice of each image, with its title and window, side by side."""
-    figure, axes = plt.subplots(1, len(shown), figsize=(2.1 * len(shown), 2.9))
+    figure, axes = plt.subplots(
+        1, len(shown), figsize=(2.1 * len(shown), 2.75), layout="constrained"
+    )
     for axis, (title, (image, low, high)) in zip(axes, shown.items(), strict=True):
         axis.imshow(image.T, vmin=low, vmax=high, cmap="gray", origin="lower")
         axis.set_title(title, fontsize=9)
         axis.set_axis_off()
-    figure.tight_layout(pad=0.4)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
@@ -80,7 +81,7 @@ def array(names: dict[str, Any]) -> None:
     shown = {
         "magnitude, echo 3": (magnitude[..., k], 0.0, float(np.quantile(magnitude, 0.995))),
         "phase, echo 3 (rad)": (names["angle"][2].numpy()[..., k], -np.pi, np.pi),
-        "total field (ppm)": ((names["total"].field.numpy() * brain)[..., k], -0.5, 0.5),
+        "total field (ppm)": ((names["total"].field.numpy() * brain)[..., k], -0.25, 0.25),
         "susceptibility (ppm)": (chi[..., k], -0.1, 0.1),
         "truth (ppm)": (truth[..., k], -0.1, 0.1),
     }
@@ -100,7 +101,11 @@ def training(names: dict[str, Any]) -> None:
     k = brain.shape[2] // 2
     rows = np.genfromtxt("my_training/curve.csv", delimiter=",", names=True)
     figure, (curve, *axes) = plt.subplots(
-        1, 4, figsize=(10.0, 2.9), gridspec_kw={"width_ratios": (1.6, 1, 1, 1)}
+        1,
+        4,
+        figsize=(10.0, 2.75),
+        gridspec_kw={"width_ratios": (1.6, 1, 1, 1)},
+        layout="constrained",
     )
     curve.plot(rows["step"], rows["nrmse"], color="black")
     curve.set(xlabel="step", ylabel="error of validation (%)", ylim=(0, None))
@@ -108,7 +113,6 @@ def training(names: dict[str, Any]) -> None:
         axis.imshow(image[..., k].T, vmin=-0.1, vmax=0.1, cmap="gray", origin="lower")
         axis.set_title(title, fontsize=9)
         axis.set_axis_off()
-    figure.tight_layout(pad=0.6)
     figure.savefig(PICTURES / "training.png", dpi=110)
     plt.close(figure)
 
