@@ -5,18 +5,33 @@ from pathlib import Path
 from typing import Any, overload
 
 import torch
-from nipype.interfaces.base import File, InputMultiPath, isdefined, traits
+from nipype.interfaces.base import File, InputMultiObject, InputMultiPath, isdefined, traits
 from torch import Tensor
 
 from qsmpipe import images
 from qsmpipe.interfaces.base import Stage, StageInputSpec, StageOutputSpec, direction, positive
+from qsmpipe.numerics.grids import along
 from qsmpipe.numerics.phase import (
     DEFAULT_SIGMA,
     combine_echoes,
     complex_to_polar,
     mcpc3ds_coils,
     to_radians,
+    wrap,
 )
+from qsmpipe.numerics.planes import plane_offsets
+
+
+def per_echo(default: float, desc: str) -> InputMultiObject:
+    """Numbers for the echoes: one for all, or one for each."""
+    return InputMultiObject(traits.Float(), value=[default], usedefault=True, desc=desc)
+
+
+def axes(what: str) -> traits.List:
+    """Voxel axes of a peculiarity of the phase."""
+    return traits.List(
+        traits.Range(0, 2), usedefault=True, desc=f"voxel axes (0, 1, 2) along which {what}"
+    )
 
 
 class _PrepareInputSpec(StageInputSpec):
@@ -30,14 +45,14 @@ class _PrepareInputSpec(StageInputSpec):
         desc="real part, one file per echo, read with `imag` where there is no `phase`",
     )
     imag = InputMultiPath(File(exists=True), desc="imaginary part, one file per echo")
-    phase_slope = traits.Float(1.0, usedefault=True, desc="rad per unit of `phase`")
-    phase_intercept = traits.Float(0.0, usedefault=True, desc="phase where `phase` is 0 (rad)")
+    phase_slope = per_echo(1.0, "rad per unit of `phase`, one number or one per echo")
+    phase_intercept = per_echo(0.0, "phase where `phase` is 0 (rad), one number or one per echo")
     phase_sign = traits.Enum(
         1, -1, usedefault=True, desc="-1 where a paramagnetic field lowers the phase (GE)"
     )
-    alternating = traits.Bool(
-        False, usedefault=True, desc="every second slice is shifted by pi (3D data of GE)"
-    )
+    alternating = axes("every second plane is shifted by pi (2 in 3D data of GE)")
+    slice_axes = axes("each plane has a phase offset of its own, alike in all echoes (2D)")
+    echo_times = traits.List(traits.Float, desc="echo times (s), needed for `slice_axes`")
     b0_direction = direction("phase")
 
 
@@ -54,8 +69,10 @@ MOST_RADIANS = 1000.0
 """Beyond this, numbers are the scanner's units and not radians, unwrapped or not."""
 
 
-def _check_radians(phase: Tensor, path: str) -> None:
-    if phase.numel() and (most := phase.abs().max().item()) > MOST_RADIANS:
+def _check_radians(stored: Tensor, slope: Sequence[float], path: str) -> None:
+    """Refuse phase (E, X, Y, Z) that ``slope`` does not make radians of."""
+    largest = stored.abs().nan_to_num(posinf=0.0).flatten(1).amax(1)
+    if (most := (largest * largest.new_tensor(slope).abs()).max().item()) > MOST_RADIANS:
         msg = (
             f"{path}: phase runs to {most:g} rad, so it is not in radians: give phase_slope (rad "
             "per unit), for example pi / 4096 for Siemens or 0.001 for milliradians"
@@ -67,8 +84,9 @@ class Prepare(Stage):
     """Bring the scanner's images into one magnitude and one phase in radians.
 
     Calls :func:`qsmpipe.numerics.phase.to_radians` or, where the scanner gave real and imaginary
-    parts, :func:`qsmpipe.numerics.phase.complex_to_polar`. Voxels that are NaN or infinite lose
-    phase and magnitude.
+    parts, :func:`qsmpipe.numerics.phase.complex_to_polar`; then subtracts the offsets of single
+    slices (:func:`qsmpipe.numerics.planes.plane_offsets`). Voxels that are NaN or infinite lose
+    phase and magnitude; magnitudes below 0, which interpolation and denoising leave, become 0.
     """
 
     input_spec = _PrepareInputSpec
@@ -86,8 +104,8 @@ class Prepare(Stage):
             magnitude = self._magnitude(stored, like, device)
             broken = ~(stored.isfinite() & magnitude.isfinite())
             choices = {"slope": inputs.phase_slope, "intercept": inputs.phase_intercept}
-            _check_radians(stored[~broken] * inputs.phase_slope, like)
             phase = to_radians(stored, **choices, **self._how())
+            _check_radians(stored, inputs.phase_slope, like)
         elif isdefined(inputs.real):
             like = inputs.real[0]
             real, imag = self._load("real", like, device), self._load("imag", like, device)
@@ -96,12 +114,11 @@ class Prepare(Stage):
         else:
             msg = "there is no phase: give `phase`, or `real` and `imag`"
             raise ValueError(msg)
-        if bad := int(broken.sum()):
-            self._step["warnings"].append(
-                f"{bad} voxels (all echoes together) were NaN or infinite and were set to 0"
-            )
-            magnitude, phase = magnitude.masked_fill(broken, 0), phase.masked_fill(broken, 0)
-        self._step["parameters"] = choices | self._how()
+        magnitude, phase = self._without(broken, magnitude, phase)
+        phase = self._without_slice_offsets(phase, magnitude)
+        self._step["parameters"] = {
+            **choices, **self._how(), "slice_axes": inputs.slice_axes,
+        }  # fmt: skip
         b0_direction = inputs.b0_direction
         if not isdefined(b0_direction):
             b0_direction = images.b0_direction_of(like)
@@ -112,6 +129,24 @@ class Prepare(Stage):
             "phase": images.save(phase, cwd / "phase.nii.gz", like=like),
             "b0_direction": list(b0_direction),
         }
+
+    def _without(self, broken: Tensor, magnitude: Tensor, phase: Tensor) -> tuple[Tensor, Tensor]:
+        """Magnitude and phase without ``broken`` voxels, and no magnitude below 0."""
+        if bad := int(broken.sum()):
+            self._step["warnings"].append(
+                f"{bad} voxels (all echoes together) were NaN or infinite and were set to 0"
+            )
+            magnitude, phase = magnitude.masked_fill(broken, 0), phase.masked_fill(broken, 0)
+        return magnitude.clamp(min=0), phase
+
+    def _without_slice_offsets(self, phase: Tensor, magnitude: Tensor) -> Tensor:
+        if self.inputs.slice_axes and not isdefined(self.inputs.echo_times):
+            msg = "the offsets of slices are told by echo times: give `echo_times` (s)"
+            raise ValueError(msg)
+        for axis in self.inputs.slice_axes:
+            offsets = plane_offsets(phase, magnitude, echo_times=self.inputs.echo_times, axis=axis)
+            phase = wrap(phase - along(offsets, axis))
+        return phase
 
     def _how(self) -> dict[str, Any]:
         return {"sign": self.inputs.phase_sign, "alternating": self.inputs.alternating}
@@ -151,14 +186,12 @@ class _CombineCoilsInputSpec(StageInputSpec):
         desc="phase in the scanner's unit, one file per coil on the grid of `magnitude`",
     )
     echo_times = traits.List(traits.Float, mandatory=True, desc="echo times (s)")
-    phase_slope = traits.Float(1.0, usedefault=True, desc="rad per unit of `phase`")
-    phase_intercept = traits.Float(0.0, usedefault=True, desc="phase where `phase` is 0 (rad)")
+    phase_slope = per_echo(1.0, "rad per unit of `phase`, one number or one per echo")
+    phase_intercept = per_echo(0.0, "phase where `phase` is 0 (rad), one number or one per echo")
     phase_sign = traits.Enum(
         1, -1, usedefault=True, desc="-1 where a paramagnetic field lowers the phase (GE)"
     )
-    alternating = traits.Bool(
-        False, usedefault=True, desc="every second slice is shifted by pi (3D data of GE)"
-    )
+    alternating = axes("every second plane is shifted by pi (2 in 3D data of GE)")
     sigma = positive(DEFAULT_SIGMA, "standard deviation of the smoothing (mm)")
 
 
@@ -187,14 +220,16 @@ class CombineCoils(Stage):
             return images.load(path, like=like, device=device)
 
         def radians(path: str) -> Tensor:
-            _check_radians((stored := load(path)) * inputs.phase_slope, path)
-            return to_radians(
+            stored = load(path)
+            phase = to_radians(
                 stored,
                 slope=inputs.phase_slope,
                 intercept=inputs.phase_intercept,
                 sign=inputs.phase_sign,
                 alternating=inputs.alternating,
             )
+            _check_radians(stored, inputs.phase_slope, path)
+            return phase
 
         result = self._call(
             _Loaded(inputs.phase, radians),

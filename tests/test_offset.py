@@ -15,8 +15,10 @@ from qsmpipe.interfaces.offset import MCPC3DS
 from qsmpipe.interfaces.phase import CombineCoils
 from qsmpipe.methods import METHODS
 from qsmpipe.numerics.fourier import convolve
+from qsmpipe.numerics.grids import along
 from qsmpipe.numerics.kernels import dipole
 from qsmpipe.numerics.phase import mcpc3ds, mcpc3ds_coils, wrap
+from qsmpipe.numerics.planes import plane_offsets, plane_steps
 from qsmpipe.numerics.units import radians_per_ppm
 from qsmpipe.settings import Settings, parse_assignments
 from qsmpipe.workflows.offset import init_offset_wf
@@ -203,6 +205,66 @@ def test_a_bipolar_readout_takes_three_echoes() -> None:
     phase = torch.zeros(2, 6, 6, 6)
     with pytest.raises(ValueError, match="takes 3 echoes"):
         mcpc3ds(phase, phase, (1, 1, 1), echo_times=[0.004, 0.008], bipolar=True)
+
+
+# Planes with offsets of their own
+
+
+def random_offsets(planes: int, seed: int = 5) -> Tensor:
+    return 2 * math.pi * torch.rand(planes, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("axis", range(3))
+@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("times", ["two", "uneven"])
+def test_offsets_of_planes_go_and_the_field_stays(grid: str, times: str, axis: int) -> None:
+    data, zooms = scan(grid, times), GRIDS[grid][1]
+    given = {"echo_times": TIMES[times]}
+    smooth = plane_steps(data.phase, data.magnitude, axis=axis, **given)
+    shift = along(random_offsets(data.head.shape[axis]), axis)
+    phase = wrap(data.phase + shift)
+    steps = plane_steps(phase, data.magnitude, axis=axis, **given)
+    assert smooth.roughness < 0.08 < 1 < steps.roughness
+    clean = wrap(phase - along(plane_offsets(phase, data.magnitude, axis=axis, **given), axis))
+    result = mcpc3ds(clean, data.magnitude, zooms, **given)
+    left = wrap(result.phase - data.evolution)[:, data.head]
+    assert left.square().mean().sqrt() < 0.09  # as without offsets of planes
+    lost = mcpc3ds(phase, data.magnitude, zooms, **given)
+    assert wrap(lost.phase - data.evolution)[:, data.head].square().mean().sqrt() > 0.7
+
+
+def test_offsets_along_two_axes_go_one_after_the_other() -> None:
+    data, zooms = scan("odd", "five"), GRIDS["odd"][1]
+    phase = data.phase
+    for axis in (0, 2):
+        phase = phase + along(random_offsets(data.head.shape[axis], seed=axis), axis)
+    for axis in (0, 2):
+        offsets = plane_offsets(phase, data.magnitude, echo_times=TIMES["five"], axis=axis)
+        phase = wrap(phase - along(offsets, axis))
+    result = mcpc3ds(phase, data.magnitude, zooms, echo_times=TIMES["five"])
+    assert wrap(result.phase - data.evolution)[:, data.head].square().mean().sqrt() < 0.09
+
+
+@pytest.mark.parametrize("size", [1.0, math.pi])
+def test_one_jump_is_measured(size: float) -> None:
+    data = scan("isotropic", "five")
+    jump = along(size * (torch.arange(data.head.shape[1]) > 20).float(), 1)
+    given = {"echo_times": TIMES["five"], "axis": 1}
+    assert plane_steps(data.phase, data.magnitude, **given).jump < 0.2
+    steps = plane_steps(wrap(data.phase + jump), data.magnitude, **given)
+    assert steps.jump == pytest.approx(size, abs=0.1)
+    assert steps.roughness < 0.08
+
+
+def test_noise_and_a_single_echo_tell_no_offsets() -> None:
+    noise = 7 * torch.rand(1, 20, 20, 12, generator=torch.Generator().manual_seed(0))
+    steps = plane_steps(noise, torch.ones_like(noise), echo_times=[0.01])
+    assert (steps.roughness, steps.curvature, steps.jump) == (0, 0, 0)
+    with pytest.raises(ValueError, match="2 echoes tell"):
+        plane_offsets(noise, torch.ones_like(noise), echo_times=[0.01])
+    dark = plane_offsets(noise.repeat(2, 1, 1, 1), 0 * noise.repeat(2, 1, 1, 1),
+                         echo_times=[0.01, 0.02])  # fmt: skip
+    torch.testing.assert_close(dark, torch.zeros(12))
 
 
 # Coils

@@ -63,6 +63,33 @@ def test_siemens_integers_become_radians() -> None:
     torch.testing.assert_close(conjugate[1:], -expected[1:])
 
 
+def test_each_echo_has_a_scale_of_its_own() -> None:
+    radians = 6 * torch.rand(3, *SHAPE, generator=torch.Generator().manual_seed(0)) - 3
+    slopes, intercepts = [1.0, math.pi / 2048, 1e-3], [0.0, -math.pi, 0.5]
+    stored = torch.stack([
+        (p - b) / a for p, a, b in zip(radians, slopes, intercepts, strict=True)
+    ])  # fmt: skip
+    found = to_radians(stored, slope=slopes, intercept=intercepts, sign=-1)
+    torch.testing.assert_close(found, -radians, atol=1e-5, rtol=0)
+    torch.testing.assert_close(to_radians(radians, slope=[1.0], intercept=[0.0]), radians)
+    with pytest.raises(ValueError, match="2 scales of phase do not fit 3 echoes"):
+        to_radians(stored, slope=slopes[:2])
+
+
+@pytest.mark.parametrize("axis", range(3))
+def test_planes_alternate_along_the_axis_that_is_asked(axis: int) -> None:
+    real, imag = ge_like(alternating=True, noise=0.05)
+    turned = [part.movedim(2, axis) for part in (real, imag)]
+    magnitude, phase = complex_to_polar(*turned)
+    for weights in (magnitude, None):
+        found = [a for a in range(3) if alternates(phase, magnitude=weights, axis=a)]
+        assert found == [axis]
+    _, mended = complex_to_polar(*turned, alternating=[axis])
+    assert not alternates(mended, magnitude=magnitude, axis=axis)
+    both = to_radians(phase, slope=1.0, alternating=[axis, axis])
+    torch.testing.assert_close(wrap(both - phase), torch.zeros_like(phase), atol=1e-5, rtol=0)
+
+
 def test_a_negative_sign_conjugates() -> None:
     phase = 3 * torch.rand(SHAPE, generator=torch.Generator().manual_seed(0)) - 1.5
     torch.testing.assert_close(to_radians(phase, slope=1.0, sign=-1), -phase)
@@ -73,8 +100,8 @@ def test_a_negative_sign_conjugates() -> None:
 
 def test_arguments_are_not_written_to() -> None:
     real, imag = torch.ones(SHAPE), -torch.ones(SHAPE)
-    complex_to_polar(real, imag, sign=-1, alternating=True)
-    to_radians(real, slope=4.0, alternating=True)
+    complex_to_polar(real, imag, sign=-1, alternating=[0, 2])
+    to_radians(real, slope=4.0, alternating=[0, 2])
     wrap(imag)
     assert (real == 1).all()
     assert (imag == -1).all()
@@ -112,14 +139,14 @@ def test_alternation_is_found_and_only_where_it_is(
 
 def test_mended_slices_are_those_of_data_that_never_alternated() -> None:
     broken = ge_like(alternating=True, noise=0.02, inside=False)
-    _, mended = complex_to_polar(*broken, alternating=True)
+    _, mended = complex_to_polar(*broken, alternating=[2])
     magnitude, smooth = complex_to_polar(*ge_like(alternating=False))
     difference = wrap(mended - smooth)[magnitude > 0]
     # A global pi would be a phase offset and no error.
     assert difference.abs().median() < 0.1
     assert not alternates(mended, magnitude=magnitude)
     _, stored = complex_to_polar(*broken)
-    torch.testing.assert_close(to_radians(stored, slope=1.0, alternating=True), mended)
+    torch.testing.assert_close(to_radians(stored, slope=1.0, alternating=[2]), mended)
 
 
 def test_noise_one_jump_and_too_few_slices_are_no_alternation() -> None:
@@ -216,6 +243,35 @@ def test_what_is_missing_is_said(files: dict[str, list[str]], tmp_path: Path,
     assert nb.load(outputs.magnitude).get_fdata().max() == 1
 
 
+def test_scales_per_echo_slices_and_ripples_are_read(
+    files: dict[str, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    z = np.arange(SHAPE[2])
+    smooth = np.broadcast_to(0.1 * np.arange(SHAPE[0])[:, None, None], SHAPE)
+    slices = np.random.default_rng(0).uniform(-3, 3, SHAPE[2])
+    echoes = [np.angle(np.exp(1j * (k * smooth + slices))) for k in (1, 2)]
+    magnitude = np.where(z < 1, -0.5, 10.0) + np.zeros(SHAPE)
+    given = {
+        "phase": [
+            write(echoes[0], tmp_path / "a.nii"),
+            write(1000 * echoes[1], tmp_path / "b.nii"),
+        ],
+        "magnitude": [write(magnitude, tmp_path / f"m{e}.nii") for e in (0, 1)],
+        "phase_slope": [1.0, 1e-3],
+    }
+    with pytest.raises(ValueError, match="give `echo_times`"):
+        Prepare(slice_axes=[2], **given).run()
+    outputs = Prepare(slice_axes=[2], echo_times=[0.004, 0.008], **given).run().outputs
+    phase = nb.load(outputs.phase).get_fdata()
+    assert nb.load(outputs.magnitude).get_fdata().min() == 0
+    # Slices agree with each other, but for those without signal, and with the smooth phase.
+    left = np.angle(np.exp(1j * (phase[..., 1:, 0] - smooth[..., 1:])))
+    assert np.ptp(left) < 1e-4
+    assert outputs.step["parameters"]["slope"] == [1.0, 1e-3]
+    assert outputs.step["parameters"]["slice_axes"] == [2]
+
+
 def test_all_echoes_in_one_file_will_do(files: dict[str, list[str]], tmp_path: Path,
                                         monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
@@ -252,7 +308,8 @@ def test_a_single_echo_runs_through_nipype(files: dict[str, list[str]], tmp_path
     graph = workflow.run()
     (prepare,) = (node for node in graph.nodes if node.name == "prepare")
     assert prepare.result.outputs.step["parameters"] == {
-        "slope": math.pi / 4096, "intercept": 0.0, "sign": 1, "alternating": False,
+        "slope": [math.pi / 4096], "intercept": [0.0], "sign": 1, "alternating": [],
+        "slice_axes": [],
     }  # fmt: skip
     phase = nb.load(prepare.result.outputs.phase).get_fdata()
     stored = nb.load(files["phase"][0]).get_fdata()

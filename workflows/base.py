@@ -102,10 +102,11 @@ def init_acquisition_wf(
     for part in ("magnitude", "phase", "real", "imag"):
         if files := getattr(acquisition, part):
             setattr(inputnode.inputs, part, [str(path) for path in files])
-    inputnode.inputs.phase_slope = examination.phase_slope
-    inputnode.inputs.phase_intercept = examination.phase_intercept
+    inputnode.inputs.phase_slope = list(examination.phase_slope)
+    inputnode.inputs.phase_intercept = list(examination.phase_intercept)
     inputnode.inputs.phase_sign = examination.phase_sign
-    inputnode.inputs.alternating = examination.alternating
+    inputnode.inputs.alternating = list(examination.alternating)
+    inputnode.inputs.slice_axes = list(examination.slice_axes)
     inputnode.inputs.b0_direction = list(examination.b0_direction)
     inputnode.inputs.echo_times = list(examination.echo_times)
     inputnode.inputs.field_strength = examination.field_strength

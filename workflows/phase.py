@@ -13,8 +13,14 @@ from qsmpipe.workflows.stage import estimate_memory, take_gpus
 
 INPUTS = (
     "magnitude", "phase", "real", "imag", "phase_slope", "phase_intercept", "phase_sign",
-    "alternating", "b0_direction", "echo_times",
+    "alternating", "slice_axes", "b0_direction", "echo_times",
 )  # fmt: skip
+
+AS_STORED: dict[str, Any] = {
+    "phase_slope": [1.0], "phase_intercept": [0.0], "phase_sign": 1, "alternating": [],
+    "slice_axes": [],
+}  # fmt: skip
+"""How phase is read where nothing is said."""
 
 
 def init_phase_wf(
@@ -50,11 +56,15 @@ def init_phase_wf(
     real, imag
         Lists of files, instead of magnitude and phase.
     phase_slope, phase_intercept
-        Phase is ``phase_slope * value + phase_intercept`` (rad); 1 and 0 by default.
+        Phase is ``phase_slope * value + phase_intercept`` (rad); 1 and 0 by default. One number
+        for all echoes, or a list with one per echo.
     phase_sign
         -1 where a paramagnetic field lowers the phase (GE), else 1, the default.
     alternating
-        Whether every second slice is shifted by pi; False by default.
+        List of the voxel axes along which every second plane is shifted by pi; [] by default.
+    slice_axes
+        List of the voxel axes along which each plane has a phase offset of its own, alike in all
+        echoes, which is then removed; [] by default.
     b0_direction
         Unit vector along B0 in voxel axes (optional): from the header of the images by default.
     echo_times
@@ -79,9 +89,7 @@ def init_phase_wf(
     remove = offset != "none" and echoes > 1
     workflow = Workflow(name=name)
     inputnode = Node(IdentityInterface(fields=list(INPUTS)), name="inputnode")
-    inputnode.inputs.trait_set(
-        phase_slope=1.0, phase_intercept=0.0, phase_sign=1, alternating=False
-    )
+    inputnode.inputs.trait_set(**AS_STORED)
     outputnode = Node(IdentityInterface(fields=fields), name="outputnode")
     prepare = Node(
         Prepare(num_threads=omp_nthreads, use_gpu=use_gpu), name="prepare", n_procs=omp_nthreads
@@ -89,7 +97,7 @@ def init_phase_wf(
     steps = Node(Merge(2 if remove else 1), name="steps")
 
     workflow.connect([
-        (inputnode, prepare, [(field, field) for field in INPUTS if field != "echo_times"]),
+        (inputnode, prepare, [(field, field) for field in INPUTS]),
         (prepare, steps, [("step", "in1")]),
         (prepare, outputnode, [("magnitude", "magnitude"), ("combined", "combined"),
                                ("b0_direction", "b0_direction")]),

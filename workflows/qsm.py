@@ -10,8 +10,8 @@ from qsmpipe.maps import given_by
 from qsmpipe.workflows.assembly import Assembly, Wires, lists_maps, take
 from qsmpipe.workflows.field import init_field_wf
 from qsmpipe.workflows.mask import init_mask_wf
+from qsmpipe.workflows.phase import AS_STORED, init_phase_wf
 from qsmpipe.workflows.phase import INPUTS as IMAGES
-from qsmpipe.workflows.phase import init_phase_wf
 from qsmpipe.workflows.relaxation import init_relaxation_wf
 from qsmpipe.workflows.stage import estimate_memory
 from qsmpipe.workflows.susceptibility import OUTPUTS as SUSCEPTIBILITY
@@ -60,10 +60,10 @@ def init_qsm_wf(
         ``phase_slope * value + phase_intercept`` (rad).
     real, imag
         Lists of files, instead of magnitude and phase.
-    phase_slope, phase_intercept, phase_sign, alternating
-        How to read the phase: to radians (1 and 0 by default), +1 or -1 (-1 where the scanner
-        counts precession the other way round, as GE does), and whether every second slice is
-        shifted by pi.
+    phase_slope, phase_intercept, phase_sign, alternating, slice_axes
+        How to read the phase: to radians (1 and 0 by default, or one number per echo), +1 or -1
+        (-1 where the scanner counts precession the other way round, as GE does), and along which
+        voxel axes every second plane is shifted by pi, or each plane has an offset of its own.
     b0_direction
         Unit vector along B0 in voxel axes (optional): from the header of the images by default.
     echo_times
@@ -93,9 +93,7 @@ def init_qsm_wf(
     _check_reference(chain, echoes)
     threads: dict[str, Any] = {"omp_nthreads": omp_nthreads, "use_gpu": use_gpu}
     qsm = Assembly(name, INPUTS, OUTPUTS)
-    qsm.inputnode.inputs.trait_set(
-        phase_slope=1.0, phase_intercept=0.0, phase_sign=1, alternating=False
-    )
+    qsm.inputnode.inputs.trait_set(**AS_STORED)
     wires = qsm.wires
 
     def chosen(stage: str) -> dict[str, Any]:

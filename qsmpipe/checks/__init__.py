@@ -8,10 +8,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from qsmpipe.bids import Acquisition, Refusal
+from qsmpipe.checks.contrast import check_contrast, check_decay
 from qsmpipe.checks.examination import Examination, Finding, Notebook, head_name, heads
 from qsmpipe.checks.given import examine_mask, with_given
 from qsmpipe.checks.headers import check_headers
-from qsmpipe.checks.phase import check_phase, check_scale
+from qsmpipe.checks.phase import check_phase
+from qsmpipe.checks.scale import check_scale
 from qsmpipe.checks.siblings import with_siblings
 from qsmpipe.checks.sidecars import (
     check_agreement,
@@ -21,7 +23,7 @@ from qsmpipe.checks.sidecars import (
     check_parts,
     check_sign,
 )
-from qsmpipe.checks.voxels import read_scan
+from qsmpipe.checks.voxels import Scan, read_scan
 
 __all__ = [
     "Examination", "Finding", "examine", "examine_mask", "head_name", "heads", "refused",
@@ -69,18 +71,9 @@ def examine(
         found |= placed._asdict()
     readable = not acquisition.problems and not any(f.check == "field-map" for f in notes)
     if placed is not None and readable:
-        scan = read_scan(acquisition, notes)
+        scan = read_scan(acquisition, placed.shape, notes)
         if scan is not None:
-            rule = check_scale(acquisition, scan, notes)
-            found |= {
-                "phase_slope": rule.slope,
-                "phase_intercept": rule.intercept,
-                "phase_scale": rule.text,
-            }
-            if not notes.refused:
-                found["alternating"] = check_phase(
-                    acquisition, scan, rule, echo_times, strength, notes
-                )
+            found |= _read_phase(acquisition, scan, echo_times, strength, notes)
     return Examination(acquisition, tuple(notes), **found)
 
 
@@ -89,3 +82,30 @@ def refused(refusal: Refusal) -> Examination:
     notes = Notebook()
     notes.error("names", refusal.message)
     return Examination(refusal.acquisition, tuple(notes))
+
+
+def _read_phase(
+    acquisition: Acquisition,
+    scan: Scan,
+    echo_times: tuple[float, ...],
+    strength: float,
+    notes: Notebook,
+) -> dict[str, Any]:
+    """Find how to make radians of the phase, where magnitude and phase are what they are named."""
+    before = len(notes)
+    check_contrast(acquisition, scan, notes)
+    if notes.refused_since(before):
+        return {}
+    check_decay(acquisition, scan, echo_times, notes)
+    rules = check_scale(acquisition, scan, notes)
+    scales = list(dict.fromkeys((rule.slope, rule.intercept) for rule in rules))
+    if len(scales) > 1:
+        scales = [(rule.slope, rule.intercept) for rule in rules]
+    found: dict[str, Any] = {
+        "phase_slope": tuple(slope for slope, _ in scales),
+        "phase_intercept": tuple(intercept for _, intercept in scales),
+        "phase_scale": "; ".join(dict.fromkeys(rule.text for rule in rules)),
+    }
+    if not notes.refused:
+        found |= check_phase(acquisition, scan, rules, echo_times, strength, notes)._asdict()
+    return found

@@ -13,17 +13,20 @@ from qsmpipe.records import Finding
 class Examination:
     """An acquisition, how to read it, and what is wrong with it.
 
-    Phase is ``phase_sign * (phase_slope * value + phase_intercept)`` (rad). Where there are
-    errors, what could not be found out has its default.
+    Phase is ``phase_sign * (phase_slope * value + phase_intercept)`` (rad), with one slope and
+    one intercept for each echo, or one for all. Where there are errors, what could not be found
+    out has its default.
     """
 
     acquisition: Acquisition
     findings: tuple[Finding, ...]
-    phase_slope: float = 1.0
-    phase_intercept: float = 0.0
+    phase_slope: tuple[float, ...] = (1.0,)
+    phase_intercept: tuple[float, ...] = (0.0,)
     phase_sign: int = 1
-    alternating: bool = False
-    """Whether every second slice is shifted by pi."""
+    alternating: tuple[int, ...] = ()
+    """Voxel axes along which every second plane is shifted by pi."""
+    slice_axes: tuple[int, ...] = ()
+    """Voxel axes along which each plane has a phase offset of its own, alike in all echoes."""
     field_strength: float = 0.0
     """B0 (T)."""
     b0_direction: tuple[float, ...] = ()
@@ -77,7 +80,8 @@ class Examination:
         rows |= {
             "Phase scale": self.phase_scale,
             "Phase sign": f"{self.phase_sign:+d}",
-            "Slices alternate in sign": "yes, mended" if self.alternating else "no",
+            "Slices alternate in sign": _axes(self.alternating, "mended"),
+            "Slices have offsets of their own": _axes(self.slice_axes, "removed"),
         }
         rows |= {label: metadata.get(key) for label, key in REPORTED.items()}
         return {label: _text(value) for label, value in rows.items() if value not in (None, "")}
@@ -169,6 +173,10 @@ class Notebook(list[Finding]):
 def _parts(acquisition: Acquisition) -> str:
     parts = ("magnitude", "phase", "real", "imag")
     return ", ".join(part for part in parts if getattr(acquisition, part))
+
+
+def _axes(axes: Sequence[int], remedy: str) -> str:
+    return f"along {' and '.join('ijk'[axis] for axis in axes)}, {remedy}" if axes else "no"
 
 
 def _text(value: Any) -> str:

@@ -1,161 +1,249 @@
-"""Phase: its scale, and what its neighbours in space and echo time tell."""
+"""Phase: what its neighbours in space and echo time tell."""
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from qsmpipe.bids import Acquisition
 from qsmpipe.checks.examination import Notebook
 from qsmpipe.checks.voxels import Scan, Views, triple
+from qsmpipe.numerics.grids import along
 from qsmpipe.numerics.phase import alternates
-from qsmpipe.numerics.stored_phase import TURN, Rule, scale_of
+from qsmpipe.numerics.planes import PlaneSteps, plane_offsets, plane_steps
+from qsmpipe.numerics.stored_phase import Rule
 
 LONG = 0.03
 """Echo time times field strength (T s) from which a head's phase must have wrapped."""
 
+OFFSET = 0.08, 0.4
+"""Roughness and jump of the phase offset (rad) from which the offsets of planes are removed;
+smooth offsets of heads and kidneys have up to 0.04 and 0.15."""
 
-def check_scale(acquisition: Acquisition, scan: Scan, notes: Notebook) -> Rule:
-    """Units first, then the vendors' ranges, then the extremes of all echoes."""
-    name = acquisition.relative(acquisition.signal[0])
-    if acquisition.is_complex:
-        return Rule(1.0, 0.0, "angle of real and imaginary parts")
-    least = min(low for low, _ in scan.extremes)
-    greatest = max(high for _, high in scan.extremes)
-    values = f"values {least:.6g} to {greatest:.6g}"
-    if least == greatest:
-        notes.error("phase-scale", f"{name}: all {values}: no phase; convert it again")
-        return Rule(1.0, 0.0, "")
-    units = str(acquisition.metadata.get("Units", "")).strip()
-    others = {
-        str(acquisition.sidecars.get(path, {}).get("Units", "")).strip()
-        for path in acquisition.signal
-    }
-    if len(others) > 1:
-        shown = ", ".join(sorted(repr(other) for other in others))
-        notes.error(
-            "phase-scale", f"{name}: Units differ between its echoes ({shown}): make them the same"
-        )
-    maker = str(acquisition.metadata.get("Manufacturer", ""))
-    known = scale_of(least, greatest, manufacturer=maker)
-    if units.lower() in ("rad", "radian", "radians"):
-        rule = _radians(name, least, greatest, known, notes)
-    else:
-        if units != "arbitrary":
-            said = f'Units "{units}" is not known' if units else "no Units in its sidecar"
-            notes.warn(
-                "phase-scale",
-                f'{name}: {said}: taken as "arbitrary" ({values}); write "rad" or "arbitrary"',
-            )
-        if known is not None:
-            rule = known
-        else:
-            slope = TURN / (greatest - least)
-            text = f"{least:.6g} to {greatest:.6g}, taken as one turn"
-            rule = Rule(slope, -math.pi - slope * least, text)
-            notes.warn(
-                "phase-scale",
-                f"{name}: {values} fit no known scale of phase, and are taken to span one turn "
-                '(-pi to pi) over all echoes: check; if they are radians, write "Units": "rad"',
-            )
-    _check_filled(acquisition, scan, rule, notes)
-    return rule
+FIELD = 0.2, 1.2
+"""Roughness and jump of phase that holds a field (rad) from which no field explains it; fields of
+heads and kidneys give up to 0.1 and 0.3."""
+
+WILD = 0.5
+"""Roughness of a single echo's phase (rad) from which it is refused."""
 
 
-def _radians(
-    name: str, least: float, greatest: float, known: Rule | None, notes: Notebook
-) -> Rule:
-    """Phase whose sidecar says that it is in rad."""
-    values = f"values {least:.6g} to {greatest:.6g}"
-    span = greatest - least
-    if known is not None and known.slope != 1:
-        notes.error(
-            "phase-scale",
-            f'{name}: Units "rad", but {values}: that is {known.text}; write "Units": "arbitrary"',
-        )
-    elif span < 0.5:
-        notes.error(
-            "phase-scale",
-            f'{name}: Units "rad", but {values}: hardly any phase; if a slope was applied twice, '
-            'mend the header, or write "Units": "arbitrary"',
-        )
-    elif span > 200 * math.pi:
-        notes.error(
-            "phase-scale",
-            f'{name}: Units "rad", but {values} span {span / TURN:.0f} turns: no radians; write '
-            '"Units": "arbitrary"',
-        )
-    elif span > TURN * 1.01:
-        notes.warn(
-            "phase-scale",
-            f"{name}: {values} rad span {span / TURN:.2f} turns: the phase seems to be unwrapped "
-            "already, and is wrapped again; give the phase as the scanner made it",
-        )
-    return Rule(1.0, 0.0, "radians, as its sidecar says")
+UNCLEAR = 0.15
+"""Share of neighbours a quarter turn apart from which phase is hard to follow."""
 
 
-def _check_filled(acquisition: Acquisition, scan: Scan, rule: Rule, notes: Notebook) -> None:
-    """Phase that does not use its range is not what its scale says."""
-    least = min(low for low, _ in scan.extremes)
-    greatest = max(high for _, high in scan.extremes)
-    turns = rule.slope * (greatest - least) / TURN
-    name = acquisition.relative(acquisition.signal[0])
-    if turns < 0.9 and not notes.refused:
-        notes.warn(
-            "phase-scale",
-            f"{name}: values {least:.6g} to {greatest:.6g} fill {100 * turns:.0f} % of one turn "
-            f"({rule.text}): check the scale; noise around the head fills it, unless the phase is "
-            "masked or filtered",
-        )
-    for path, (low, high) in zip(acquisition.signal, scan.extremes, strict=True):
-        if high - low < 0.05 * (greatest - least):
-            notes.error(
-                "phase-scale",
-                f"{acquisition.relative(path)}: values {low:.6g} to {high:.6g}, where all echoes "
-                f"run from {least:.6g} to {greatest:.6g}: it does not vary, or has another scale "
-                "than the others; convert it again",
-            )
+class Peculiar(NamedTuple):
+    """Planes of the phase that have to be mended."""
+
+    alternating: tuple[int, ...] = ()
+    """Voxel axes along which every second plane is shifted by pi."""
+    slice_axes: tuple[int, ...] = ()
+    """Voxel axes along which each plane has an offset of its own, alike in all echoes."""
 
 
 def check_phase(
     acquisition: Acquisition,
     scan: Scan,
-    rule: Rule,
+    rules: Sequence[Rule],
     times: Sequence[float],
     strength: float,
     notes: Notebook,
-) -> bool:
-    """Slices that alternate, wraps between neighbours, filtering, bipolar readout.
+) -> Peculiar:
+    """Planes that alternate or have offsets, wraps between neighbours, filtering, bipolar readout.
 
-    Returns whether slices alternate.
+    Returns which planes have to be mended.
     """
     name = acquisition.relative(acquisition.signal[0])
-    maker = str(acquisition.metadata.get("Manufacturer", ""))
-    lines = torch.from_numpy(scan.phase[0][2] * rule.slope + rule.intercept)
-    alternating = alternates(lines, magnitude=torch.from_numpy(scan.head[2]).to(lines))
-    if alternating:
-        level = notes.note if maker.upper().startswith("GE") else notes.warn
-        level(
-            "alternation",
-            f"{name}: the phase jumps by pi from each slice to the next, as in 3D data of GE: "
-            "every second slice is mended; convert it again if that is not from GE",
-        )
-    phasors = [_phasors(views, rule, alternating) for views in scan.phase]
+    radians = [
+        triple(view * rule.slope + rule.intercept for view in echo.phase)
+        for echo, rule in zip(scan.echoes, rules, strict=True)
+    ]
+    alternating = _check_alternation(acquisition, radians, scan, notes)
+    for axis in alternating:
+        size = radians[0][axis].shape[axis]
+        _shift_planes(radians, math.pi * (torch.arange(size) % 2), axis, scan.stride)
+    timed = len(times) == len(radians)
+    slice_axes: tuple[int, ...] = ()
+    if timed and len(times) > 1:
+        _check_direction(acquisition, _phasors(radians), scan.head, times, notes)
+    if timed and not notes.refused:
+        slice_axes = _check_planes(acquisition, radians, scan, times, notes)
+    if notes.refused:
+        return Peculiar(alternating, slice_axes)
+    phasors = _phasors(radians)
     _check_wraps(acquisition, phasors, scan.head, times, notes)
-    if len(times) == len(phasors) and times[-1] * strength > LONG:
-        _check_filtered(acquisition, phasors[-1], scan, rule, notes)
-    if len(times) == len(phasors) >= 3:
-        _check_bipolar(name, phasors, scan.head, times, notes)
-    return alternating
+    if timed:
+        if len(times) > 1 and not notes.refused:
+            _check_offset(acquisition, phasors, scan.head, times, notes)
+        if times[-1] * strength > LONG:
+            _check_filtered(acquisition, phasors[-1], scan, notes)
+        if len(phasors) >= 3:
+            _check_bipolar(name, phasors, scan.head, times, notes)
+    return Peculiar(alternating, slice_axes)
 
 
-def _phasors(views: Views, rule: Rule, alternating: bool) -> Views:
-    """exp(i phase); slices along the last axis of the third view mended."""
-    phasors = triple(np.exp(1j * (view * rule.slope + rule.intercept)) for view in views)
-    if alternating:
-        phasors[2][..., 1::2] *= -1
-    return phasors
+def _phasors(radians: Sequence[Views]) -> list[Views]:
+    return [triple(np.exp(1j * view) for view in views) for views in radians]
+
+
+def _tensors(phase: Sequence[Views], scan: Scan, axis: int) -> tuple[Tensor, Tensor]:
+    """Lines along ``axis``: phase and magnitude of the echoes ``phase``, (E, X, Y, Z)."""
+    lines = torch.from_numpy(np.stack([views[axis] for views in phase]))
+    amplitude = np.stack([echo.magnitude[axis] for echo in scan.echoes[: len(phase)]])
+    return lines, torch.from_numpy(amplitude * scan.head[axis]).to(lines)
+
+
+def _check_alternation(
+    acquisition: Acquisition, radians: Sequence[Views], scan: Scan, notes: Notebook
+) -> tuple[int, ...]:
+    name = acquisition.relative(acquisition.signal[0])
+    found = []
+    for axis in range(3):
+        phase, magnitude = _tensors(radians[:1], scan, axis)
+        if alternates(phase, magnitude=magnitude, axis=axis):
+            found.append(axis)
+    if not found:
+        return ()
+    is_ge = str(acquisition.metadata.get("Manufacturer", "")).upper().startswith("GE")
+    expected = is_ge and found == [2]
+    level = notes.note if expected else notes.warn
+    where = " and along ".join("ijk"[axis] for axis in found)
+    why = (
+        "as in 3D data of GE"
+        if found == [2]
+        else "as in 3D data of GE that was reoriented, or where a half-turn was left out of a "
+        "Fourier transform"
+    )
+    level(
+        "alternation",
+        f"{name}: the phase jumps by pi from each plane to the next along {where}, {why}: every "
+        "second plane is mended"
+        + ("" if expected else "; check it, and convert the images again if that is wrong"),
+    )
+    return tuple(found)
+
+
+def _check_planes(
+    acquisition: Acquisition,
+    radians: Sequence[Views],
+    scan: Scan,
+    times: Sequence[float],
+    notes: Notebook,
+) -> tuple[int, ...]:
+    """Offsets of single planes; they are taken out of ``radians`` where echoes tell them."""
+    name = acquisition.relative(acquisition.signal[0])
+    found = []
+    long = _long_steps(_phasors(radians), scan.head)
+    for axis in range(3):
+        # Where the field is as steep within the planes, _check_wraps tells of it.
+        clear = [
+            max(share for other, share in enumerate(each) if other != axis) <= UNCLEAR
+            for each in long
+        ]
+        if not clear[0]:
+            continue
+        phase, magnitude = _tensors(radians, scan, axis)
+        gains = [i for i in range(len(phase) - 1) if clear[i]]
+        if not _gains_are_smooth(acquisition, phase, magnitude, axis, gains, notes):
+            continue
+        steps = plane_steps(phase, magnitude, echo_times=times, axis=axis)
+        several = len(times) > 1
+        rough = steps.roughness if several else min(steps.roughness, steps.curvature)
+        limits = OFFSET if several else FIELD
+        if rough <= limits[0] and steps.jump <= limits[1]:
+            continue
+        what = (
+            f"{name}: planes along {'ijk'[axis]} have phase offsets of their own ({_say(steps)})"
+        )
+        if several:
+            found.append(axis)
+            notes.warn(
+                "slice-offsets",
+                f"{what}, alike in all echoes, as slices of 2D acquisitions may: what the echoes "
+                "tell of them is taken out; a 3D acquisition has none",
+            )
+            continue
+        level = notes.error if rough > WILD or steps.jump > FIELD[1] else notes.warn
+        level(
+            "slice-offsets",
+            f"{what}, as slices of 2D acquisitions may, or a field that changes much from slice "
+            "to slice: a single echo cannot tell them apart; acquire 2 or more echoes, or in 3D",
+        )
+    for axis in found:
+        phase, magnitude = _tensors(radians, scan, axis)
+        offsets = plane_offsets(phase, magnitude, echo_times=times, axis=axis)
+        _shift_planes(radians, -offsets, axis, scan.stride)
+    return tuple(found)
+
+
+def _long_steps(phasors: Sequence[Views], head: Views) -> list[list[float]]:
+    """Share of neighbours a quarter turn apart along each axis, in what each echo gains.
+
+    Of a single echo in its phase.
+    """
+    fields = [
+        triple(after * before.conj() for before, after in zip(*pair, strict=True))
+        for pair in pairwise(phasors)
+    ] or list(phasors)
+    return [
+        [
+            float(np.mean(np.abs(steps) > math.pi / 2)) if steps.size > 100 else 0.0
+            for steps in _all_steps(views, head)
+        ]
+        for views in fields
+    ]
+
+
+def _gains_are_smooth(
+    acquisition: Acquisition,
+    phase: Tensor,
+    magnitude: Tensor,
+    axis: int,
+    gains: Sequence[int],
+    notes: Notebook,
+) -> bool:
+    """Look whether what the phase gains on these echoes is smooth from plane to plane."""
+    for i in gains:
+        gain, weight = (phase[i + 1] - phase[i])[None], magnitude[i + 1][None]
+        steps = plane_steps(gain, weight, echo_times=[1e-3], axis=axis)
+        name = acquisition.relative(acquisition.signal[i + 1])
+        if steps.step.abs().median() > 0.9 * math.pi:
+            notes.error(
+                "alternation",
+                f"{name}: against the echo before, the phase jumps by pi from each plane to the "
+                f"next along {'ijk'[axis]}: one of the two alternates in sign and the other does "
+                "not; convert the echoes again, all in one way",
+            )
+            return False
+        if min(steps.roughness, steps.curvature) > FIELD[0] or steps.jump > FIELD[1]:
+            notes.error(
+                "slice-offsets",
+                f"{name}: planes along {'ijk'[axis]} "
+                "have phase offsets of their own that the echo before has not "
+                f"({_say(steps)} of what the phase gains): they cannot be told from the field; "
+                "convert the echoes again, or acquire in 3D",
+            )
+            return False
+    return True
+
+
+def _say(steps: PlaneSteps) -> str:
+    return (
+        f"the step from plane to plane changes by {steps.roughness:.2g} rad in the typical pair, "
+        f"and jumps by up to {steps.jump:.2g} rad"
+    )
+
+
+def _shift_planes(phase: Sequence[Views], shifts: Tensor, axis: int, stride: int) -> None:
+    """Add to each plane along ``axis`` its shift (rad), in all echoes and views."""
+    for views in phase:
+        for other, lines in enumerate(views):
+            own = shifts if other == axis else shifts[::stride]
+            lines += along(own, axis).numpy()
 
 
 def _steps(view: np.ndarray, head: np.ndarray, axis: int) -> np.ndarray:
@@ -205,7 +293,7 @@ def _check_wraps(
             f"neighbours along {axis_name} in the head, as noise would, or steps above pi: it "
             f"cannot be unwrapped; {remedy}, or check that this is phase",
         )
-    elif worst > 0.15:
+    elif worst > UNCLEAR:
         notes.warn(
             "wraps",
             f"{name}: {what} changes by more than a quarter turn between {100 * worst:.0f} % of "
@@ -213,10 +301,93 @@ def _check_wraps(
         )
 
 
-def _check_filtered(
-    acquisition: Acquisition, last: Views, scan: Scan, rule: Rule, notes: Notebook
+def _check_offset(
+    acquisition: Acquisition,
+    phasors: Sequence[Views],
+    head: Views,
+    times: Sequence[float],
+    notes: Notebook,
 ) -> None:
-    """Phase of a long echo that stays near 0 all over the head, or that never wraps."""
+    """Look whether the offset that all echoes share can be followed from voxel to voxel."""
+    ratio = times[0] / (times[1] - times[0])
+    shares = [
+        float(np.mean(np.abs(_wrap(first - ratio * _wrap(second - first))) > math.pi / 2))
+        if first.size > 100
+        else 0.0
+        for first, second in zip(*(_all_steps(views, head) for views in phasors[:2]), strict=True)
+    ]
+    if max(shares) > 0.4:
+        notes.error(
+            "wraps",
+            f"{acquisition.relative(acquisition.signal[0])}: the phase offset (its phase without "
+            "what it gains until the next echo) changes by more than a quarter turn between "
+            f"{100 * max(shares):.0f} % of neighbours along {'ijk'[shares.index(max(shares))]} in "
+            "the head: it cannot be followed from voxel to voxel and is no phase of coils; "
+            "convert the echoes again",
+        )
+
+
+def _check_direction(
+    acquisition: Acquisition,
+    phasors: Sequence[Views],
+    head: Views,
+    times: Sequence[float],
+    notes: Notebook,
+) -> None:
+    """Look for an echo whose phase runs against the others'."""
+    # A ramp is a delay or a readout's direction: it tells nothing.
+    steps = [
+        np.concatenate([each - each.mean() for each in _all_steps(views, head) if each.size > 100])
+        for views in phasors
+        if head[2].sum() > 500
+    ]
+    usable = (
+        np.all([np.abs(each) < math.pi / 2 for each in steps], axis=0) if steps else np.empty(0)
+    )
+    if usable.sum() < 500:
+        return
+    backward = _backward([each[usable] for each in steps], times)
+    if backward is not None:
+        notes.error(
+            "phase-sign",
+            f"{acquisition.relative(acquisition.signal[backward])}: its phase falls where the "
+            "other echoes' phase grows: its sign is reversed; negate it (scl_slope of the "
+            "header), or convert the echoes again",
+        )
+
+
+def _all_steps(views: Views, head: Views) -> list[np.ndarray]:
+    """Give the steps (rad) between neighbours in the head along each axis."""
+    return [np.angle(_steps(view, mask, axis))
+            for axis, (view, mask) in enumerate(zip(views, head, strict=True))]  # fmt: skip
+
+
+def _wrap(phase: np.ndarray) -> np.ndarray:
+    return np.angle(np.exp(1j * phase))
+
+
+def _backward(steps: Sequence[np.ndarray], times: Sequence[float]) -> int | None:
+    """Echo whose steps fit the others' only if their sign is turned; None if all fit."""
+    if len(steps) == 2:
+        fit = float(np.corrcoef(steps[0], steps[1])[0, 1])
+        return 1 if fit < -0.5 else None
+
+    def misfit(echo: int, sign: int) -> float:
+        """Mean square, over the triples that hold an echo, from what the other two foretell."""
+        signed = [sign * each if i == echo else each for i, each in enumerate(steps)]
+        errors = []
+        for i in range(max(1, echo - 1), min(len(times) - 1, echo + 2)):
+            share = (times[i] - times[i - 1]) / (times[i + 1] - times[i - 1])
+            between = (1 - share) * signed[i - 1] + share * signed[i + 1]
+            errors.append(float(np.mean(np.square(signed[i] - between))))
+        return sum(errors)
+
+    gain, best = min((misfit(i, -1) / max(misfit(i, 1), 1e-30), i) for i in range(len(times)))
+    return best if gain < 0.5 else None
+
+
+def _check_filtered(acquisition: Acquisition, last: Views, scan: Scan, notes: Notebook) -> None:
+    """Phase of a long echo that stays near 0 all over the head."""
     name = acquisition.relative(acquisition.signal[-1])
     # Means over short lines leave noise and fine structure out: what is left is what a high-pass
     # filter takes away. Simulated heads at 3 T and 7 T have 0.1 to 0.5, filtered ones 0.6 to 0.9.
@@ -231,17 +402,6 @@ def _check_filtered(
             f"agrees with 0 to {100 * abs(mean):.0f} %), where at this echo time it should have "
             "wrapped: high-pass filtered, as exported with SWI? Export unfiltered phase",
         )
-    elif not acquisition.is_complex and "taken as one turn" in rule.text:
-        steps = [
-            np.abs(np.diff(view, axis=axis)).max() * rule.slope
-            for axis, view in enumerate(scan.phase[-1])
-        ]
-        if max(steps) < math.pi:
-            notes.warn(
-                "filtered",
-                f"{name}: the phase wraps nowhere: unwrapped already? Then its scale is unknown; "
-                "give the phase as the scanner made it",
-            )
 
 
 def _check_bipolar(

@@ -91,3 +91,21 @@ def in_place(part: Tensor, box: Box, like: Tensor) -> Tensor:
     whole = part.new_zeros((*part.shape[:-3], *like.shape[-3:]))
     whole[(..., *box)] = part
     return whole
+
+
+def along(values: Tensor, axis: int) -> Tensor:
+    """Values (N,) of the planes along space axis ``axis``, to broadcast over (..., X, Y, Z).
+
+    Parameters
+    ----------
+    values : (N,) tensor
+        One number per plane.
+    axis : int
+        0, 1 or 2.
+
+    Returns
+    -------
+    (N, 1, 1), (1, N, 1) or (1, 1, N) tensor
+        A view of ``values``.
+    """
+    return values.reshape([-1 if each == axis else 1 for each in range(3)])

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool3d
 
 from qsmpipe.numerics.fourier import Zooms, convolve, padded_shape
-from qsmpipe.numerics.grids import check_grid
+from qsmpipe.numerics.grids import along, check_grid
 from qsmpipe.numerics.kernels import gaussian
 from qsmpipe.numerics.solvers import Convergence
 from qsmpipe.numerics.units import check_echo_times
@@ -92,10 +92,10 @@ def combine_echoes(magnitude: Tensor) -> Tensor:
 def to_radians(
     values: Tensor,
     *,
-    slope: float,
-    intercept: float = 0.0,
+    slope: float | Sequence[float],
+    intercept: float | Sequence[float] = 0.0,
     sign: int = 1,
-    alternating: bool = False,
+    alternating: Sequence[int] = (),
 ) -> Tensor:
     """Phase in radians from the values that a scanner stores.
 
@@ -103,26 +103,47 @@ def to_radians(
     ----------
     values : (..., X, Y, Z) real tensor
         Phase in the scanner's unit.
-    slope, intercept : float
-        Phase is ``slope * values + intercept`` (rad).
+    slope, intercept : float, or sequence of float
+        Phase is ``slope * values + intercept`` (rad): one number for all echoes, or one for each
+        of the E echoes of (E, X, Y, Z).
     sign : int
         -1 where the scanner counts precession the other way round, so that a paramagnetic field
         would lower the phase (GE); else +1.
-    alternating : bool
-        Whether every second slice (last axis) is shifted by pi, as in 3D data of GE
-        (:func:`alternates` tells).
+    alternating : sequence of int
+        Space axes (0, 1 or 2) along which every second plane is shifted by pi, such as 2 in 3D
+        data of GE (:func:`alternates` tells).
 
     Returns
     -------
     (..., X, Y, Z) tensor
         Phase (rad) in (-pi, pi], growing with echo time where the field is above B0.
+
+    Raises
+    ------
+    ValueError
+        If there is neither one slope and intercept nor one for each echo.
     """
-    phase = values * (sign * slope) + sign * intercept
-    return wrap(_mend_slices(phase) if alternating else phase)
+    factor, constant = (_each_echo(number, values) for number in (slope, intercept))
+    return wrap(_mend_planes(values * (sign * factor) + sign * constant, alternating))
+
+
+def _each_echo(number: float | Sequence[float], values: Tensor) -> float | Tensor:
+    """Make ``number`` a factor of ``values`` (E, X, Y, Z)."""
+    if isinstance(number, (int, float)):
+        return number
+    if len(number) == 1:
+        return number[0]
+    echoes = len(values) if values.ndim == 4 else 1
+    if len(number) != echoes:
+        msg = (
+            f"{len(number)} scales of phase do not fit {echoes} echoes: give one, or one per echo"
+        )
+        raise ValueError(msg)
+    return values.new_tensor(number).reshape(-1, 1, 1, 1)
 
 
 def complex_to_polar(
-    real: Tensor, imag: Tensor, *, sign: int = 1, alternating: bool = False
+    real: Tensor, imag: Tensor, *, sign: int = 1, alternating: Sequence[int] = ()
 ) -> tuple[Tensor, Tensor]:
     """Magnitude and phase of real and imaginary parts.
 
@@ -132,7 +153,7 @@ def complex_to_polar(
         In one unit.
     sign : int
         As in :func:`to_radians`.
-    alternating : bool
+    alternating : sequence of int
         As in :func:`to_radians`.
 
     Returns
@@ -144,36 +165,48 @@ def complex_to_polar(
     """
     check_grid(real, imag, ("real", "imag"))
     phase = torch.atan2(imag, real).mul_(sign)
-    return torch.hypot(real, imag), wrap(_mend_slices(phase) if alternating else phase)
+    return torch.hypot(real, imag), wrap(_mend_planes(phase, alternating))
 
 
-def _mend_slices(phase: Tensor) -> Tensor:
-    odd = torch.arange(phase.shape[-1], device=phase.device) % 2
-    return phase + math.pi * odd.to(phase.dtype)
+def _mend_planes(phase: Tensor, axes: Sequence[int]) -> Tensor:
+    for axis in axes:
+        odd = torch.arange(phase.shape[axis - 3], device=phase.device) % 2
+        phase = phase + math.pi * along(odd.to(phase.dtype), axis)
+    return phase
 
 
-def alternates(phase: Tensor, *, magnitude: Tensor | None = None) -> bool:
-    """Whether phase jumps by pi from each slice to the next, as in some 3D data of GE.
+def alternates(phase: Tensor, *, magnitude: Tensor | None = None, axis: int = 2) -> bool:
+    """Whether phase jumps by pi from each plane to the next, as in some 3D data of GE.
 
-    The unit phasors of neighbouring slices point the same way in most voxels, whatever smooth
-    field there is, and the opposite way if slices alternate; where there is only noise they do
-    neither. All pairs of slices must tell the same, so that one discontinuity is no alternation.
+    The unit phasors of neighbouring planes point the same way in most voxels, whatever smooth
+    field there is, and the opposite way if planes alternate; where there is only noise they do
+    neither. All pairs of planes must tell the same, so that one discontinuity is no alternation.
     Of several echoes the first is asked: there the field has turned the phase least.
+
+    Slices alternate along the third axis as the scanner stores them; along another one after the
+    image was reoriented, and along several where a half-turn was left out of a Fourier transform.
 
     Parameters
     ----------
     phase : ([E,] X, Y, Z) real tensor
-        Phase (rad), wrapped or not; slices along the last axis.
+        Phase (rad), wrapped or not.
     magnitude : ([E,] X, Y, Z) real tensor, optional
         Weighs the voxels. Without it, voxels that have the commonest value (padding) are left
         out.
+    axis : int
+        Space axis (0, 1 or 2) that the planes follow one another along.
 
     Returns
     -------
     bool
-        False for fewer than 4 slices.
+        False for fewer than 4 planes.
     """
     phase = phase[0] if phase.ndim == 4 else phase
+    if magnitude is not None:
+        check_grid(phase, magnitude, ("phase", "magnitude"))
+        magnitude = magnitude[0] if magnitude.ndim == 4 else magnitude
+        magnitude = magnitude.movedim(axis, -1)
+    phase = phase.movedim(axis, -1)
     if phase.shape[-1] < 4:
         return False
     below, above = phase[..., :-1], phase[..., 1:]
@@ -181,8 +214,6 @@ def alternates(phase: Tensor, *, magnitude: Tensor | None = None) -> bool:
         padding = _sample(phase).mode().values
         weight = ((below != padding) & (above != padding)).to(phase)
     else:
-        check_grid(phase, magnitude, ("phase", "magnitude"))
-        magnitude = magnitude[0] if magnitude.ndim == 4 else magnitude
         weight = magnitude[..., :-1] * magnitude[..., 1:]
     agreement = (weight * torch.cos(above - below)).sum((0, 1), dtype=torch.float64)
     opposed = -agreement.clamp(max=0).sum().item()
