@@ -62,7 +62,7 @@ class Shown:
     slices: int = 6
     """In each plane, at most."""
     file: str = ""
-    """Name of the picture without ``.png``; empty: the map's key."""
+    """Name of the picture without ``.png``; empty: the map's key, with hyphens."""
 
 
 @dataclass(frozen=True)

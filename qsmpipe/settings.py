@@ -25,7 +25,6 @@ from qsmpipe.methods import (
     check_choice,
     method,
     names_in,
-    needs_background,
     parameters_of,
 )
 from qsmpipe.tables import Options, checked, from_table, read_table, shown
@@ -155,15 +154,15 @@ class Settings:
 
     def chain(self) -> Chain:
         """Methods of all stages with the parameters that the user set for them, checked."""
-        chosen = {
-            item.name: getattr(self, item.name)
-            for item in dataclasses.fields(Chain)
-            if item.name not in ("reference", "parameters")
-        }
         parameters = {stage: self.parameters_for(stage) for stage in STAGES}
         parameters["reference"] = {"csf": self.reference_parameters()}
-        reference = self.reference.partition(":")[0]
-        return Chain(**chosen, reference=reference, parameters=parameters)
+        return Chain(**self._choices(), parameters=parameters)
+
+    def _choices(self) -> dict[str, Any]:
+        """All of the chain but the parameters."""
+        names = {item.name for item in dataclasses.fields(Chain)} - {"parameters"}
+        choices = {name: getattr(self, name) for name in names}
+        return choices | {"reference": self.reference.partition(":")[0]}
 
     def check(self) -> None:
         """Check every value, and whether the values go together, before anything is read.
@@ -181,22 +180,7 @@ class Settings:
                     _check_weights(stage, name, chosen)
 
     def _check_together(self) -> None:
-        if self.uncertainty and self.two_pass:
-            msg = "the uncertainty of a map from two passes is not known: leave one of them out"
-            raise ValueError(msg)
-        main = self.methods("inversion")[:1]
-        if self.uncertainty and main and method("inversion", *main).starts_from == "phase":
-            msg = (
-                f"the uncertainty of {main[0]} is not known, as it takes the phase and the noise "
-                "is that of a field: choose another inversion, or leave the uncertainty out"
-            )
-            raise ValueError(msg)
-        if needs_background(self.methods("inversion")) and not self.methods("background"):
-            msg = (
-                f"background cannot be {self.background!r} before {self.inversion}, which takes a "
-                f"local field: choose from {', '.join(METHODS['background'])}"
-            )
-            raise ValueError(msg)
+        Chain(**self._choices()).check()
         if self.methods("cosmos") and not self.methods("background"):
             msg = (
                 "cosmos works on local fields, and with --background none there are none: choose "

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -134,6 +135,19 @@ def test_a_picture_can_be_drawn_as_its_row_says(key: str) -> None:
     text = shown.caption.format(low=-1.0, high=1.0, hertz=" (Hz)", outlines="Blue.")
     assert text.rstrip().endswith(".")
     assert shown.label or MAPS[key].units
+
+
+def test_the_documentation_names_every_map() -> None:
+    """Its file in docs/outputs.md, its output in docs/embedding.md."""
+    docs = Path(__file__).parents[1] / "docs"
+    files = (docs / "outputs.md").read_text()
+    for row in written().values():
+        file = row.file
+        labels = {"part": file.part, "desc": file.desc.replace("{method}", "METHOD")}
+        name = "_".join([f"{k}-{label}" for k, label in labels.items() if label] + [file.suffix])
+        assert re.search(rf"`(\*_)?{re.escape(name)}(\.nii\.gz)?`", files), name
+    fields = re.findall(r"`(\w+)`", (docs / "embedding.md").read_text())
+    assert set(OUTPUTS) <= set(fields)
 
 
 def test_no_two_maps_share_a_file(tmp_path: Path) -> None:

@@ -238,5 +238,5 @@ def test_the_settings_know_both() -> None:
         {"stage": "mask", "method": "residual", "parameters": {"threshold": 0.3}},
         {"stage": "passes", "method": "reliable", "parameters": {"threshold": "otsu"}},
     ]
-    with pytest.raises(ValueError, match=r"mask_residual -1 is below 0"):
+    with pytest.raises(ValueError, match="mask_residual is -1: give a number of 0 or more"):
         Settings(mask_residual=-1).check()

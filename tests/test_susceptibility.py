@@ -1,5 +1,7 @@
 """From the total field to susceptibility: backgrounds in a row, inversions side by side."""
 
+from typing import Any
+
 import pytest
 import torch
 from nipype.pipeline.engine import Workflow
@@ -8,6 +10,7 @@ from qsmpipe.chain import Chain
 from qsmpipe.methods import METHODS
 from qsmpipe.numerics.reference import median_map
 from qsmpipe.settings import Settings
+from qsmpipe.workflows.qsm import init_qsm_wf
 from qsmpipe.workflows.susceptibility import init_susceptibility_wf
 
 OWN = [n for n, row in METHODS["inversion"].items() if row.starts_from != "local field"]
@@ -77,6 +80,29 @@ def test_expressions_are_checked(choice: dict[str, str], message: str | None) ->
         return
     with pytest.raises(ValueError, match=message):
         Settings(**choice).check()
+
+
+@pytest.mark.parametrize(
+    ("choice", "message"),
+    [
+        ({"inversion": "nope"}, "inversion has no method 'nope'"),
+        ({"inversion": ""}, "inversion cannot be ''"),
+        ({"inversion": "tkd,tkd"}, "tkd is there twice"),
+        ({"inversion": "tkd", "background": "none"}, "background cannot be 'none' before tkd"),
+        ({"two_pass": True, "uncertainty": 3}, "two passes"),
+        ({"inversion": "tgvqsm", "uncertainty": 3}, "uncertainty of tgvqsm is not known"),
+        ({"mask_residual": -0.1}, "mask_residual is -0.1"),
+        ({"parameters": {"inversoin": {"tv": {}}}}, "there is no stage 'inversoin'"),
+        ({"parameters": {"inversion": {"tvv": {}}}}, "inversion has no method 'tvv'"),
+        ({"parameters": {"inversion": {"tv": {"lambda": 1.0}}}}, "tv has no parameter 'lambda'"),
+    ],
+)
+def test_a_chain_that_cannot_be_run_is_refused(choice: dict[str, Any], message: str) -> None:
+    """By the factories themselves: none of them makes a map of something else."""
+    with pytest.raises(ValueError, match=message):
+        init_susceptibility_wf(chain=Chain(**choice))
+    with pytest.raises(ValueError, match=message):
+        init_qsm_wf(echoes=3, chain=Chain(**choice))
 
 
 def test_parameters_go_to_the_method_that_has_them() -> None:

@@ -88,8 +88,10 @@ def init_qsm_wf(
     Raises
     ------
     ValueError
-        If a method or a parameter does not exist, or the reference needs R2* and there is none.
+        If a choice does not exist or does not go with the others, or the reference needs R2* and
+        there is none.
     """
+    chain.check()
     _check_reference(chain, echoes)
     threads: dict[str, Any] = {"omp_nthreads": omp_nthreads, "use_gpu": use_gpu}
     qsm = Assembly(name, INPUTS, OUTPUTS)

@@ -72,7 +72,13 @@ def init_susceptibility_wf(
         What was subtracted from susceptibility (ppm).
     steps
         List of what was done.
+
+    Raises
+    ------
+    ValueError
+        If a choice does not exist, or does not go with the others.
     """
+    chain.check()
     graph = _Graph(name, chain, {"omp_nthreads": omp_nthreads, "use_gpu": use_gpu})
     inversions = chain.methods("inversion")
     holed: list[Wires] = []

@@ -48,7 +48,7 @@ def draw_map(key: str, shown: Shown, maps: Maps, view: View, folder: Path) -> Pi
         outlines=outlines_of(maps, view) if outlined else (),
         known=known,
     )
-    path = folder / f"{shown.file or key}.png"
+    path = folder / f"{shown.file or key.replace('_', '-')}.png"
     render(mosaic, paint, path)
     caption = shown.caption.format(
         low=low, high=high, hertz=_hertz((low, high), maps), outlines=outline_words(maps)
