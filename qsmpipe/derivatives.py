@@ -26,6 +26,9 @@ ACQUISITION_KEYS = (
 )  # fmt: skip
 """What a map's sidecar takes over from the scanner's; no field that could name a person."""
 
+WRITER = "derivatives"
+"""Name of the node that writes the maps of an acquisition, its last one."""
+
 IGNORED_FILES = ("*.html", "figures", "*_stats.tsv", "*_swi.*", "*_minIP.*")
 """Lines of ``.bidsignore``. The validator does not understand ``figures/``."""
 

@@ -5,6 +5,7 @@ A run writes into a folder of its own, ``logs/<id>/``: ``run.json`` holds the :c
 of another, so that runs may share an output folder at the same time. :func:`read` gives them all.
 """
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -52,6 +53,19 @@ class Planned:
     method: str
     takes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """What it takes to the names of the steps that give it."""
+
+    @property
+    def told(self) -> str:
+        """What it takes, in words.
+
+        >>> Planned("mask bet", "mask", "bet", {"magnitude": ("phase prepare",)}).told
+        'magnitude of phase prepare'
+        """
+        by_source: dict[tuple[str, ...], list[str]] = {}
+        for what, sources in self.takes.items():
+            by_source.setdefault(sources, []).append(what.replace("_", " "))
+        parts = [f"{', '.join(what)} of {' and '.join(s)}" for s, what in by_source.items()]
+        return "; ".join(parts)
 
 
 @dataclass(frozen=True)
@@ -223,8 +237,16 @@ def write_run(output_dir: str | Path, run: Run) -> Path:
 
 def write_record(output_dir: str | Path, record: Record) -> Path:
     """Write ``logs/<id>/acquisitions/<name>.json``, with the time."""
-    path = log_folder(output_dir, record.run) / "acquisitions" / f"{record.name}.json"
+    path = log_folder(output_dir, record.run) / "acquisitions" / _file_name(record.name)
     return files.write(path, _dump(replace(record, written=now())))
+
+
+def _file_name(name: str) -> str:
+    """Name the file of a record; file systems take no more than 255 bytes."""
+    if len(name.encode()) > 200:
+        digest = hashlib.sha256(name.encode()).hexdigest()[:12]
+        name = f"{name.encode()[:180].decode(errors='ignore')}-{digest}"
+    return f"{name}.json"
 
 
 def read(output_dir: str | Path) -> Logbook:
@@ -378,7 +400,7 @@ def _run(path: Path) -> Run:
 def _record(path: Path) -> Record:
     name, run = path.stem, path.parents[1].name
     try:
-        return replace(_load(path, Record), name=name, run=run)
+        return replace(_load(path, Record), run=run)
     except ValueError as error:
         subject = name.split("_")[0].removeprefix("sub-")
         failure = Failure("record", str(error))

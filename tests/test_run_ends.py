@@ -19,12 +19,17 @@ import datasets
 import nibabel as nb
 import numpy as np
 import pytest
+from nipype.interfaces.utility import Function
+from nipype.pipeline.engine import Node, Workflow
 
-from qsmpipe import files, records
+from qsmpipe import checks, files, records
+from qsmpipe.bids import Acquisition
 from qsmpipe.cli import main, signals
+from qsmpipe.cli.execute import Graph, complete, execute
 from qsmpipe.cli.signals import Stopped, Watch
-from qsmpipe.records import Record, Run
+from qsmpipe.records import Record, Run, Step
 from qsmpipe.reports import page
+from qsmpipe.settings import Settings
 
 QUICK = ["--mask", "threshold", "--offset", "none", "--relaxation", "none", "--background", "none",
          "--inversion", "tfi", "--skip-bids-validation", "--nprocs", "1",
@@ -464,3 +469,67 @@ def test_a_slurm_job_passes_the_signal_on_and_keeps_its_work_until_it_is_done(
         job.send_signal(signal.SIGTERM)
     assert job.wait(timeout=30) == code
     assert (tmp_path / "qsmpipe-me" / "02").exists() == (code != 0)
+
+
+def _write(name: str) -> tuple[list[str], dict[str, object]]:
+    steps = [{"stage": "inversion", "method": name}]
+    return [], {"steps": steps, "numbers": [], "figures": []}
+
+
+def _fail() -> None:
+    msg = "no such luck"
+    raise ValueError(msg)
+
+
+def test_an_acquisition_that_is_done_is_on_record_at_once(tmp_path: Path) -> None:
+    """While the others still run, whatever becomes of them."""
+    out = tmp_path / "out"
+    log_file = files.write(out / "logs" / "one" / "qsmpipe.log", "")
+    workflow = Workflow("run_wf", base_dir=str(tmp_path / "work"))
+    crashes = {"crashdump_dir": str(log_file.parent), "crashfile_format": "txt"}
+    workflow.config["execution"] = crashes
+    acquisitions = []
+    for name in ("sub_01", "sub_02"):
+        acquisition = Workflow(f"{name}_wf")
+        derivatives = Node(Function(["name"], ["files", "record"], _write), "derivatives")
+        derivatives.inputs.name = "tv"
+        acquisition.add_nodes([derivatives])
+        acquisitions.append(acquisition)
+    failing = Node(Function([], [], _fail), "tv")
+    acquisitions[1].connect(failing, "out", acquisitions[1].get_node("derivatives"), "name")
+    subject = Workflow("subject_wf")
+    subject.add_nodes(acquisitions)
+    workflow.add_nodes([subject])
+    names = {"sub-01": "sub_01_wf", "sub-02": "sub_02_wf"}
+    graph = Graph(workflow, names, {}, {}, use_gpu=False, plugin=("Linear", {}))
+    started = {name: Record(name, name[-2:], "one") for name in names}
+    settings = Settings(work_dir=str(tmp_path / "work"), nprocs=1)
+    kept: list[Record] = []
+    ending = execute(graph, settings, started, log_file=log_file, keep=kept.append)
+    assert [(record.name, record.status) for record in kept] == [("sub-01", "done")]
+    assert kept[0].steps == (Step("inversion", "tv"),)
+    ended = complete(graph, ending, started, settings, log_file=log_file)
+    assert ended["sub-01"] == kept[0]
+    assert ended["sub-02"].status == "failed"
+    assert [(f.node, f.message) for f in ended["sub-02"].failures] == [("tv", "no such luck")]
+
+
+def test_a_fault_of_the_input_check_refuses_one_acquisition(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "bids"
+    for subject in ("sub-01", "sub-02"):
+        datasets.write(data, prefix=subject)
+    examine = checks.examine
+
+    def faulty(acquisition: Acquisition, **choices: object) -> checks.Examination:
+        if acquisition.subject == "01":
+            raise IndexError(7)
+        return examine(acquisition, **choices)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(checks, "examine", faulty)
+    assert main([*app(data, tmp_path)[2:], "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert "the input check itself failed (IndexError: 7, in " in said
+    assert said.count("-> refused") == 1
+    assert said.count("-> would be processed") == 1

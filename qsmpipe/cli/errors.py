@@ -1,6 +1,13 @@
 """Exit codes of BIDS Apps (BEP027) and the exception that carries one."""
 
+import errno
+import os
 from enum import IntEnum
+from pathlib import Path
+
+DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE,
+                  errno.EACCES, errno.EPERM})  # fmt: skip
+"""What the system answers when a disk is full or can no longer be written to."""
 
 
 class Exit(IntEnum):
@@ -32,3 +39,12 @@ class RunError(Exception):
     def __init__(self, code: Exit, message: str) -> None:
         super().__init__(message)
         self.code = code
+
+
+def remedy(number: int, path: Path, work_dir: str) -> str:
+    """Say what to do about a disk that cannot be written to."""
+    return (
+        f"cannot write to {path}: {os.strerror(number)}; free space or mend the disk, or choose "
+        f"another output folder: what was computed is kept in {work_dir}, and the same "
+        "command goes on from there"
+    )

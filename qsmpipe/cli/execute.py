@@ -1,10 +1,11 @@
 """Run the graph of the acquisitions that passed the check, and read what became of each."""
 
 import logging
+import multiprocessing
 import os
 import re
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from qsmpipe.cli.plugin import ProcessPerNode, crash_folder
 from qsmpipe.cli.progress import RunProgress
 from qsmpipe.cli.resources import Plugin, has_gpu, read_plugin
 from qsmpipe.cli.signals import Stopped
+from qsmpipe.derivatives import WRITER
 from qsmpipe.interfaces.lease import visible_devices
 from qsmpipe.records import Failure, NodeRun, Planned, Record
 from qsmpipe.settings import Settings
@@ -34,6 +36,7 @@ from qsmpipe.workflows.stage import take_gpus
 ENDED_EARLY = (
     "the run ended before this acquisition was done: the same command goes on from where it ended"
 )
+
 MISSES = "an acquisition that it needs was not done"
 
 logger = logging.getLogger("qsmpipe")
@@ -145,7 +148,14 @@ def _graph(
     return Graph(workflow, names, unbuilt, own, use_gpu, plugin)
 
 
-def execute(graph: Graph, settings: Settings, *, log_file: Path) -> Ending:
+def execute(
+    graph: Graph,
+    settings: Settings,
+    started: Mapping[str, Record],
+    *,
+    log_file: Path,
+    keep: Callable[[Record], object],
+) -> Ending:
     """Run the graph.
 
     Parameters
@@ -154,15 +164,38 @@ def execute(graph: Graph, settings: Settings, *, log_file: Path) -> Ending:
         As :func:`prepare` gives it.
     settings
         The run's choices.
+    started
+        Acquisition name to its record so far.
     log_file
         As for :func:`prepare`.
+    keep
+        Takes the record of each acquisition as soon as that is done: a run that is killed
+        later leaves it.
     """
-    counts = {name: len(own) for name, own in _nodes(graph.workflow).items()}
-    with RunProgress(counts) as progress:
-        runner = _runner(graph, settings, log_file, progress)
+    nodes = _nodes(graph.workflow)
+    names = {workflow: name for name, workflow in graph.workflow_names.items()}
+    with RunProgress({name: len(own) for name, own in nodes.items()}) as progress:
+
+        def follow(node: Node, status: str, *rest: Any) -> None:
+            progress(node, status, *rest)
+            if status != "end" or node.name != WRITER:
+                return
+            workflow = node.fullname.split(".")[2]
+            record, so_far = started[names[workflow]], Ending(progress.ended)
+            try:
+                crashes = _crashes_in(workflow, _crashes(settings, log_file))
+                record = _completed(record, nodes[workflow], crashes, so_far, ENDED_EARLY)
+                if record.status == "done":
+                    keep(record)
+            except Exception:  # it is tried once more at the end
+                logger.exception("%s: its record cannot be written yet", record.name)
+
+        runner = _runner(graph, settings, log_file, follow)
         try:
             graph.workflow.run(**runner)
         except Stopped as stop:
+            for child in multiprocessing.active_children():  # of Nipype's own pools
+                child.kill()
             return Ending(progress.ended, stopped=stop)
         except Exception as error:
             # Nipype raises the first node's error at the end; each one stands in its crash file.
@@ -195,7 +228,7 @@ def complete(
         As for :func:`prepare`.
     """
     nodes = _nodes(graph.workflow)
-    crashes = _crashes(log_file.parent, crash_folder(settings.work_dir, log_file.parent))
+    crashes = _crashes(settings, log_file)
     ended = {
         name: replace(started[name], status="failed", failures=(Failure("graph", reason),))
         for name, reason in graph.unbuilt.items()
@@ -203,7 +236,7 @@ def complete(
     for name, workflow_name in graph.workflow_names.items():
         if name in graph.unbuilt:
             continue
-        own = [crash for crash in crashes if workflow_name in crash.node.split(".")]
+        own = _crashes_in(workflow_name, crashes)
         why = MISSES if name.endswith("_desc-cosmos") else ENDED_EARLY
         if ending.error and not crashes:
             why = f"{ENDED_EARLY} ({ending.error})"
@@ -293,13 +326,13 @@ def _processors(settings: Settings) -> int:
 
 
 def _runner(
-    graph: Graph, settings: Settings, log_file: Path, progress: RunProgress
+    graph: Graph, settings: Settings, log_file: Path, follow: Callable[..., None]
 ) -> dict[str, Any]:
     """Keyword arguments of ``Workflow.run``."""
     arguments: dict[str, Any] = {
         "n_procs": _processors(settings),
         "raise_insufficient": False,
-        "status_callback": progress,
+        "status_callback": follow,
         "log_file": str(log_file),
     }
     if settings.mem_gb:
@@ -324,8 +357,13 @@ def _nodes(workflow: Workflow) -> dict[str, list[Node]]:
     return nodes
 
 
-def _crashes(*folders: Path) -> list[_Crash]:
+def _crashes_in(workflow: str, crashes: Sequence[_Crash]) -> list[_Crash]:
+    return [crash for crash in crashes if workflow in crash.node.split(".")]
+
+
+def _crashes(settings: Settings, log_file: Path) -> list[_Crash]:
     """Read which nodes crashed, and the last line of their tracebacks."""
+    folders = (log_file.parent, crash_folder(settings.work_dir, log_file.parent))
     crashes = []
     for path in (path for folder in folders for path in sorted(folder.glob("crash-*.txt"))):
         text = path.read_text(errors="replace")
@@ -349,6 +387,8 @@ def _completed(
     """Add to ``record`` what the nodes left behind; ``why`` it is not done if nothing crashed.
 
     A result on disk counts only if its node ended in this run: an earlier run's may be stale.
+    Where a node crashed the last one does not count: some of Nipype's plugins say of nodes that
+    they did not run that they ended.
     """
     if ending.stopped:  # a node that was told to end with the run did not fail
         crashes = [crash for crash in crashes if not crash.stopped]
@@ -364,7 +404,7 @@ def _completed(
         runtime, outputs = loaded.runtime, loaded.outputs
         seconds = getattr(runtime, "wall_seconds", runtime.duration)
         ran.append(NodeRun(name, "done", seconds, getattr(runtime, "peak_memory_mb", None)))
-        if node.name == "derivatives":
+        if node.name == WRITER and not crashes:
             record = replace(
                 record,
                 status="done",

@@ -70,11 +70,7 @@ def sentence(step: Planned) -> str:
     >>> sentence(Planned("mask bet", "mask", "bet", {"magnitude": ("phase prepare",)}))
     'mask bet takes magnitude of phase prepare.'
     """
-    by_source: dict[tuple[str, ...], list[str]] = {}
-    for what, sources in step.takes.items():
-        by_source.setdefault(sources, []).append(what.replace("_", " "))
-    parts = [f"{', '.join(what)} of {' and '.join(s)}" for s, what in by_source.items()]
-    return f"{step.name} takes {'; '.join(parts)}." if parts else f"{step.name} takes the images."
+    return f"{step.name} takes {step.told or 'the images'}."
 
 
 def _graph(plan: Sequence[Planned]) -> nx.DiGraph:

@@ -1,0 +1,180 @@
+"""What a run starts from: folders, the dataset's acquisitions, their input check, own masks."""
+
+import json
+import traceback
+from dataclasses import replace
+from pathlib import Path
+
+from qsmpipe import bids, checks
+from qsmpipe.bids import Acquisition, Found
+from qsmpipe.checks import Examination, Finding
+from qsmpipe.cli.errors import Exit, RunError
+from qsmpipe.cli.logs import line
+from qsmpipe.settings import Settings
+
+
+def absolute(settings: Settings) -> Settings:
+    """Write all folders from the root."""
+    return replace(
+        settings,
+        bids_dir=str(Path(settings.bids_dir).resolve()),
+        output_dir=str(Path(settings.output_dir).resolve()),
+        work_dir=str(Path(settings.work_dir).resolve()),
+        derivatives={k: str(Path(v).resolve()) for k, v in settings.derivatives.items()},
+    )
+
+
+def check_folders(settings: Settings) -> None:
+    """Refuse folders that are not there, or that would mix with the dataset.
+
+    Raises
+    ------
+    RunError
+        It names the folder and what to do.
+    """
+    source, output = Path(settings.bids_dir), Path(settings.output_dir)
+    work = Path(settings.work_dir)
+    if not source.is_dir():
+        raise RunError(
+            Exit.NO_INPUT,
+            f"{source}: no such folder; in a container, is the dataset mounted (-v, -B) there?",
+        )
+    if output == source:
+        raise RunError(
+            Exit.USAGE,
+            f"the output folder is the dataset itself: choose another, for example "
+            f"{source / 'derivatives' / 'qsmpipe'}",
+        )
+    inside = output.relative_to(source).parts[0] if output.is_relative_to(source) else ""
+    if inside.startswith("sub-"):
+        raise RunError(
+            Exit.USAGE,
+            f"the output folder {output} lies among the dataset's own files, in {inside}: choose "
+            f"another, for example {source / 'derivatives' / 'qsmpipe'}",
+        )
+    if work == source or (work.is_relative_to(source) and not work.is_relative_to(output)):
+        raise RunError(
+            Exit.USAGE,
+            f"the work folder {work} lies inside the dataset, which is never written to: choose "
+            "another with --work-dir",
+        )
+    for name, path in settings.derivatives.items():
+        if not Path(path).is_dir():
+            raise RunError(Exit.NO_INPUT, f"--derivatives {name}={path}: no such folder")
+
+
+def validate(settings: Settings) -> None:
+    """Refuse a dataset that is not valid BIDS, where the validator is installed.
+
+    Raises
+    ------
+    RunError
+        It lists the first errors.
+    """
+    if settings.skip_bids_validation:
+        return
+    try:
+        errors = bids.validate(Path(settings.bids_dir))
+    except ValueError as error:
+        raise RunError(Exit.INVALID_BIDS, str(error)) from error
+    if errors is None:
+        line("bids-validator-deno is not installed: the dataset's BIDS names are not validated")
+    elif errors:
+        shown = "\n  ".join(errors[:10])
+        more = f"\n  and {len(errors) - 10} more" if len(errors) > 10 else ""
+        raise RunError(
+            Exit.INVALID_BIDS,
+            f"{settings.bids_dir} is not valid BIDS:\n  {shown}{more}\nmend it, or try with "
+            "--skip-bids-validation",
+        )
+
+
+def find(settings: Settings) -> Found:
+    """Find the acquisitions that the user selects.
+
+    Raises
+    ------
+    RunError
+        If there is none, or the filter cannot be read.
+    """
+    filters = None
+    if settings.bids_filter_file:
+        try:
+            filters = json.loads(Path(settings.bids_filter_file).read_text())
+        except (OSError, ValueError) as error:
+            raise RunError(
+                Exit.USAGE, f"--bids-filter-file {settings.bids_filter_file}: {error}"
+            ) from error
+    try:
+        found = bids.find(
+            Path(settings.bids_dir),
+            participants=settings.participant_label,
+            sessions=settings.session_label,
+            runs=settings.run_label,
+            acquisitions=settings.acquisition_label,
+            filters=filters,
+            database=settings.bids_database_dir or None,
+        )
+    except ValueError as error:
+        raise RunError(Exit.NO_FILES, str(error)) from error
+    for note in found.notes:
+        line(note)
+    if not found and not found.refusals:
+        raise RunError(
+            Exit.NO_FILES,
+            f"{settings.bids_dir}: no gradient-echo acquisition (MEGRE, T2starw, or anat files "
+            "with part-phase or part-real/imag) matches the selection",
+        )
+    return found
+
+
+def examine(found: Found, settings: Settings) -> list[Examination]:
+    """Examine what was found; what cannot be an acquisition for its names' sake is refused."""
+    examined = [_examined(acquisition, settings) for acquisition in found]
+    refused = [checks.refused(refusal) for refusal in found.refusals]
+    return checks.with_siblings(examined) + refused
+
+
+def _examined(acquisition: Acquisition, settings: Settings) -> Examination:
+    """Examine an acquisition; a fault of the check itself refuses this one alone."""
+    try:
+        return checks.examine(
+            acquisition,
+            field_strength=settings.b0 or None,
+            phase_sign=settings.phase_sign or None,
+            b0_direction=settings.b0_direction,
+            for_human_heads=settings.preset != "small-animal",
+        )
+    except Exception as error:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        message = (
+            f"the input check itself failed ({type(error).__name__}: {error}, in {last.filename}, "
+            f"line {last.lineno}): this is a fault of qsmpipe, please report it"
+        )
+        return Examination(acquisition, (Finding("error", "input check", message),))
+
+
+def with_given(
+    examinations: list[Examination], settings: Settings
+) -> tuple[list[Examination], dict[str, dict[str, Path]]]:
+    """Add the user's own masks, where the settings ask for them.
+
+    Raises
+    ------
+    RunError
+        If no dataset of masks is named.
+    """
+    region = settings.reference.startswith("region:")
+    wanted = ["mask"] * settings.mask_is_given + ["region"] * region
+    if wanted and not settings.derivatives:
+        raise RunError(
+            Exit.USAGE,
+            f"{' and '.join(wanted)} shall come from masks of yours: name their datasets with "
+            "--derivatives NAME=DIR",
+        )
+    return checks.with_given(
+        examinations,
+        mask=settings.mask_is_given,
+        reference=settings.reference,
+        folders=[Path(path) for path in settings.derivatives.values()],
+    )
