@@ -7,9 +7,11 @@ import sys
 import tomllib
 from importlib.metadata import packages_distributions
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+import yaml
 from packaging.pylock import Pylock
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -134,3 +136,32 @@ def test_a_container_copies_what_the_build_needs(recipe: str) -> None:
     }  # fmt: skip
     copied = {word for line in text.split("\n") if "/src" in line for word in line.split()}
     assert needed <= copied
+
+
+NEURODESK = yaml.safe_load((ROOT / "containers/neurodesk/build.yaml").read_text())
+
+
+def in_neurodesk(kind: str) -> dict[str, Any]:
+    """What the recipe's steps of one kind hold, taken together."""
+    found: dict[str, Any] = {}
+    for step in NEURODESK["build"]["directives"]:
+        found |= step.get(kind, {})
+    return found
+
+
+def test_the_recipe_for_neurodesk_is_of_this_version() -> None:
+    assert (NEURODESK["name"], NEURODESK["version"]) == ("qsmpipe", qsmpipe.__version__)
+    (copyright,) = NEURODESK["copyright"]
+    assert copyright["license"] == SETUP["metadata"]["license"]
+    scripts = SETUP["options.entry_points"]["console_scripts"].strip()
+    assert in_neurodesk("deploy")["bins"] == re.findall(r"^(\w+) =", scripts, re.MULTILINE)
+
+
+def test_the_containers_set_the_same_environment() -> None:
+    docker = set(re.findall(r"\b([A-Z_]+)=", (ROOT / "containers/Dockerfile").read_text()))
+    apptainer = (ROOT / "containers/qsmpipe.def").read_text().partition("%environment")[2]
+    exported = set(re.findall(r"export ([A-Z_]+)=", apptainer))
+    assert exported <= docker
+    # Neurodesk mounts the home, where caches go by themselves.
+    caches = {"NUMBA_CACHE_DIR", "MPLCONFIGDIR"}
+    assert exported - set(in_neurodesk("environment")) <= {*caches, "PYTHONDONTWRITEBYTECODE"}
