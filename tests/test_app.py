@@ -144,6 +144,37 @@ def test_the_maps_are_near_the_truth_and_say_how_they_came(first: Path) -> None:
         assert expected in text, expected
 
 
+def test_images_aligned_to_a_template_give_the_same_map(
+    app: Callable[..., tuple[int, Path]], first: Path, tmp_path: Path
+) -> None:
+    """An sform of code 4, turned by 35 degrees, stands beside the scanner's qform."""
+    dataset = tmp_path / "bids"
+    shutil.copytree(EXAMPLES / "gre3t", dataset, ignore=shutil.ignore_patterns("derivatives"))
+    turn = np.eye(4)
+    turn[1:3, 1:3] = np.array([[0.8191520, -0.5735764], [0.5735764, 0.8191520]])
+    for path in dataset.rglob("*.nii.gz"):
+        old = nb.load(path)
+        image = nb.Nifti1Image(old.dataobj.get_unscaled(), None, old.header)
+        image.header.set_slope_inter(old.dataobj.slope, old.dataobj.inter)
+        image.set_qform(old.affine, code=1)
+        image.set_sform(turn @ old.affine, code=4)
+        image.to_filename(path)
+    code, out = app(dataset, folder=tmp_path)
+    assert code == 0
+    chi = "sub-01/anat/sub-01_Chimap"
+    mine, other = nb.load(out / f"{chi}.nii.gz"), nb.load(first / f"{chi}.nii.gz")
+    np.testing.assert_allclose(mine.get_fdata(), other.get_fdata(), atol=1e-5)
+    source = nb.load(next(dataset.rglob("*echo-1_part-phase*.nii.gz")))
+    for name in ("qform", "sform"):
+        kept, came = (getattr(x, f"get_{name}")(coded=True) for x in (mine, source))
+        np.testing.assert_array_equal(kept[0], came[0])
+        assert kept[1] == came[1]
+    sidecar = json.loads((out / f"{chi}.json").read_text())
+    assert sidecar["B0Direction"] == [0, 0, 1]
+    assert sidecar["B0DirectionSource"] == "qform (code 1, scanner)"
+    assert "turned by 35.0 degrees" in sidecar["InputWarnings"][0]
+
+
 def test_two_runs_give_the_same_bytes(app: Callable[..., tuple[int, Path]], first: Path) -> None:
     _, second = app("gre3t", "--nprocs", "1", "--omp-nthreads", "1")
     mine, other = tree(first), tree(second)

@@ -2,6 +2,9 @@
 
 import os
 import shutil
+import subprocess
+import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -143,6 +146,11 @@ WRONG: dict[str, tuple[Change, str, list[str]]] = {
         lambda r: rename(r / "sub-01", ".nii.gz", ".mgz"),
         "sub-01/anat/sub-01_echo-1_part-mag_MEGRE.mgz", ["convert"],
     ),
+    "phase as suffix": (
+        lambda r: [rename(r / "sub-01", "_part-mag_MEGRE", "_magnitude"),
+                   rename(r / "sub-01", "_part-phase_MEGRE", "_phase")],
+        "sub-01/anat/sub-01_echo-1_phase.nii.gz", ["and 1 more", "call it ..._part-phase_MEGRE"],
+    ),
     "link to nowhere": (
         lambda r: [shutil.rmtree(r / "sub-01"), (r / "sub-01").symlink_to("gone")],
         "sub-01", ["not here"],
@@ -231,6 +239,37 @@ def test_links_to_subjects_are_followed(root: Path, tmp_path: Path) -> None:
     assert not found.refusals
 
 
+@pytest.mark.parametrize("folder", ["sub-01", "sub-02/ses-a/anat"])
+def test_a_folder_that_may_not_be_read_stops_no_other(folder: str, pristine: Path) -> None:
+    """In a process without root's rights, which may read everything."""
+    program = (
+        "import os, sys\n"
+        "from qsmpipe.bids import find\n"
+        "find(sys.argv[1])  # what it imports may not be readable to others\n"
+        "os.chmod(sys.argv[2], 0)\n"
+        "if os.getuid() == 0: os.setgroups([]), os.setgid(65534), os.setuid(65534)\n"
+        "found = find(sys.argv[1])\n"
+        "print(*(a.name for a in found), *(r.message for r in found.refusals), sep='\\n')\n"
+    )
+    with tempfile.TemporaryDirectory() as open_to_all:
+        Path(open_to_all).chmod(0o755)
+        root = shutil.copytree(pristine, Path(open_to_all, "raw"))
+        command = [sys.executable, "-c", program, str(root), str(root / folder)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        (root / folder).chmod(0o755)
+    other = "sub-02_ses-a" if folder == "sub-01" else "sub-01"
+    said = f"{folder}: may not be read: look at its permissions"
+    assert done.stdout.splitlines() == [other, said], done.stderr
+
+
+def test_an_index_that_is_too_old_is_told(root: Path, tmp_path: Path) -> None:
+    find(root, database=tmp_path / "index")
+    write(root, prefix="sub-01_run-2", **TINY)
+    (refusal,) = find(root, database=tmp_path / "index").refusals
+    assert refusal.where == "sub-01/anat/sub-01_run-2_echo-1_part-mag_MEGRE.nii.gz"
+    assert "delete the folder of --bids-database-dir" in refusal.message
+
+
 def test_both_compressed_and_not_is_an_error_of_the_acquisition(root: Path) -> None:
     shutil.copy(image(root), str(image(root)).removesuffix(".gz"))
     (told,) = (f.message for f in checks.examine(find(root)[0]).errors if f.check == "echoes")
@@ -274,9 +313,10 @@ def test_what_lies_outside_of_subjects_is_named(root: Path) -> None:
         ("sub-01/\n", ["sub-02_ses-a"], "4 images that look like gradient echoes (sub-01/"),
         ("# nothing\n\n**/*_echo-1_*\n!sub-02/**\n", ["sub-01", "sub-02_ses-a"], "out 2 im"),
         ("*_part-phase_*\n", ["sub-01", "sub-02_ses-a"], "leaves out 4 images"),
+        ("!\nsub-01/\n\\\n", ["sub-02_ses-a"], "leaves out 4 images"),
         ("extra\n", ["sub-01", "sub-02_ses-a"], ""),
     ],
-    ids=["folder", "pattern", "part", "other"],
+    ids=["folder", "pattern", "part", "lines that are no pattern", "other"],
 )  # fmt: skip
 def test_bidsignore_is_heeded_and_told(
     lines: str, names: list[str], said: str, root: Path

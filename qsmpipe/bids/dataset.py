@@ -71,7 +71,7 @@ def find(
     }
     selection = {key: labels for key, labels in chosen.items() if labels}
 
-    everything = [f for f in _index(root, survey.wanted, database) if not survey.ignores(f.path)]
+    everything = [f for f in _index(root, survey, database) if not survey.ignores(f.path)]
     sidecars = Sidecars(root, [f for f in everything if f.extension == ".json"])
     groups: dict[tuple[Any, ...], list[File]] = defaultdict(list)
     for item in everything:
@@ -79,8 +79,8 @@ def find(
             groups[item.group].append(item)
     candidates = [group for group in groups.values() if _is_candidate(group)]
     labels = _labels([group[0] for group in candidates])
-    indexed = {item.path for group in candidates for item in group}
-    refusals = survey.refusals(indexed, selection | query)
+    used = {item.path for group in candidates for item in group}
+    refusals = survey.refusals(used, {item.path for item in everything}, selection | query)
     found: dict[str, Acquisition] = {}
     for group, named in zip(candidates, labels, strict=True):
         if named["anat"]["subject"] not in survey.wanted or not _matches(
@@ -110,7 +110,7 @@ def find(
     )
 
 
-def _index(root: Path, participants: Sequence[str], database: str | Path | None) -> list[File]:
+def _index(root: Path, survey: Survey, database: str | Path | None) -> list[File]:
     """Images and sidecars that could belong to an acquisition, by pybids."""
     from bids.layout import BIDSLayout, BIDSLayoutIndexer
 
@@ -120,10 +120,12 @@ def _index(root: Path, participants: Sequence[str], database: str | Path | None)
         re.compile(r"^/(?!sub-|[^/]*\.json$)[^/]+$"),
         re.compile(r"^/sub-[^/]+/(ses-[^/]+/)?(?!anat$|ses-|[^/]*\.json$)[^/]+$"),
     ]
+    # A folder that may not be listed stops pybids.
+    ignore += [re.compile(rf"^/{re.escape(relative(p, root))}$") for p in survey.unreadable]
     # SQLite, which pybids writes into, takes no name whose bytes are no UTF-8.
     ignore.append(re.compile("^.*[\ud800-\udfff]"))
     if database is None:
-        labels = "|".join(map(re.escape, participants)) or "(?!)"
+        labels = "|".join(map(re.escape, survey.wanted)) or "(?!)"
         ignore.append(re.compile(rf"^/sub-(?!(?:{labels})(?:/|$))"))
     layout = BIDSLayout(
         root,

@@ -4,8 +4,8 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any, overload
 
@@ -123,39 +123,45 @@ class Survey:
             raise ValueError(msg)
         self.wanted = tuple(asked or present)
         """Labels of subjects."""
-        ignored = root / ".bidsignore"
-        lines = ignored.read_text(errors="replace").splitlines() if ignored.is_file() else []
-        self._ignored = GitIgnoreSpec.from_lines(lines)
+        self._ignored = _ignored(root / ".bidsignore")
+        self.unreadable: list[Path] = []
+        """Folders of these subjects that may not be listed."""
+        self._images = [
+            path
+            for folder in self._folders
+            if _label(folder.name) in self.wanted
+            for path in _walk(folder, self.unreadable)
+            if self._looks_right(path)
+        ]
 
     def ignores(self, path: Path) -> bool:
         """Whether ``.bidsignore`` names a file."""
         return self._ignored.match_file(relative(path, self._root))
 
-    @cached_property
-    def _images(self) -> list[Path]:
-        """Images of the wanted subjects that look like gradient echoes."""
-        folders = [path for path in self._folders if _label(path.name) in self.wanted]
-        return [path for folder in folders for path in _walk(folder) if self._looks_right(path)]
-
     def _looks_right(self, path: Path) -> bool:
         return looks_like_gradient_echo(PurePosixPath(relative(path, self._root)))
 
-    def refusals(self, indexed: Collection[Path], selection: Mapping[str, Any]) -> list[Refusal]:
-        """Tell why images that are not among ``indexed`` are left out, those selected alone."""
+    def refusals(
+        self, used: Collection[Path], indexed: Collection[Path], selection: Mapping[str, Any]
+    ) -> list[Refusal]:
+        """Tell why images that are not ``used`` are left out, those selected alone."""
         faults: dict[tuple[str, str], list[Path]] = defaultdict(list)
         where: dict[tuple[str, str], str] = {}
         for path in self._images:
-            if path in indexed or self.ignores(path) or not _selected(path, selection):
+            if path in used or self.ignores(path) or not _selected(path, selection):
                 continue
             own = PurePosixPath(relative(path, self._root))
-            fault = fault_of(own) or Fault(
-                own.as_posix(),
-                "pybids does not find it; is it readable? give it a name as BIDS has it",
-            )
+            fault = fault_of(own) or Fault(own.as_posix(), _unlisted(path, indexed))
             key = own.parent.as_posix() if fault.where == own.as_posix() else fault.where
             faults[key, fault.reason].append(path)
             where.setdefault((key, fault.reason), fault.where)
         found = [self._refusal(where[key], key[1], paths) for key, paths in faults.items()]
+        found += [
+            self._refusal(
+                relative(path, self._root), "may not be read: look at its permissions", [path]
+            )
+            for path in self.unreadable
+        ]
         lost = [path for path in self._folders if path.is_symlink() and not path.exists()]
         found += [
             Refusal(self._root, _label(path.name), path.name,
@@ -189,7 +195,7 @@ class Survey:
             if folder.is_dir()
             and folder not in self._folders
             and not folder.name.startswith((".", *APART))
-            for path in _walk(folder)
+            for path in _walk(folder, [])
             if self._looks_right(path) and not self.ignores(path)
         ]
         if beside:
@@ -201,7 +207,10 @@ class Survey:
         said += [
             f"{_printable(folder.name)}: an empty folder; a DataLad subdataset needs datalad get"
             for folder in self._folders
-            if _label(folder.name) in self.wanted and folder.is_dir() and not any(folder.iterdir())
+            if _label(folder.name) in self.wanted
+            and folder.is_dir()
+            and folder not in self.unreadable
+            and not any(folder.iterdir())
         ]
         return tuple(said)
 
@@ -215,10 +224,36 @@ def _label(folder: str) -> str:
     return re.sub(r"^sub(?:ject)?[-_. ]?", "", folder, flags=re.IGNORECASE)
 
 
-def _walk(folder: Path) -> Iterator[Path]:
+def _unlisted(path: Path, indexed: Collection[Path]) -> str:
+    """Say why an image with a name that BIDS allows belongs to no acquisition."""
+    if path in indexed:
+        return (
+            "its name speaks of phase, but not as BIDS does: call it ..._part-phase_MEGRE.nii.gz "
+            "(T2starw for a single echo)"
+        )
+    return "the index of pybids does not hold it: delete the folder of --bids-database-dir"
+
+
+def _ignored(path: Path) -> GitIgnoreSpec:
+    """Patterns of a ``.bidsignore``; a line that is none says nothing."""
+    lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
+    patterns = []
+    for line in lines:
+        with suppress(ValueError):
+            GitIgnoreSpec.from_lines([line])
+            patterns.append(line)
+    return GitIgnoreSpec.from_lines(patterns)
+
+
+def _walk(folder: Path, unreadable: list[Path]) -> Iterator[Path]:
     """Files below a folder, links followed once; no hidden folders, and no other dataset's."""
     seen = set()
-    for here, folders, files in os.walk(folder, followlinks=True):
+
+    def note(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):  # a link to nowhere
+            unreadable.append(Path(error.filename))
+
+    for here, folders, files in os.walk(folder, onerror=note, followlinks=True):
         real = os.path.realpath(here)
         if real in seen or "dataset_description.json" in files:
             folders.clear()
