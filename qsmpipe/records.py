@@ -202,8 +202,8 @@ class Logbook:
         """The last record of each acquisition, by name."""
         return tuple({record.name: record for record in self.records}.values())
 
-    def shown(self, subject: str) -> tuple[Record, ...]:
-        """List what the page of a subject tells of.
+    def shown(self, subject: str | None = None) -> tuple[Record, ...]:
+        """List what the page of a subject tells of, or all pages together.
 
         That is the last record of each acquisition, and behind one that is not done the record
         of the run whose maps are still there.
@@ -211,7 +211,7 @@ class Logbook:
         known = {(record.name, record.run): record for record in self.records}
         shown = []
         for record in self.current:
-            if record.subject != subject:
+            if subject not in (None, record.subject):
                 continue
             shown.append(record)
             newest = sorted(record.earlier, key=lambda earlier: earlier.written)[-1:]

@@ -441,7 +441,7 @@ def build(out: Path) -> None:
     for subject in {record.subject for record in book.records}:
         build_subject(out, subject, book)
     build_index(out, book)
-    boilerplate.write_boilerplate(out / "logs", book.current, book.runs)
+    boilerplate.write_boilerplate(out / "logs", book.shown(), book.runs)
 
 
 def make_output(out: Path) -> Path:
@@ -729,6 +729,8 @@ def test_maps_of_an_earlier_run_are_told_of_with_that_run(tmp_path: Path) -> Non
     index = Page(tmp_path / "index.html").text
     assert "1 refused by the input check" in index
     assert "1 subject, 1 acquisition" in index
+    assert "2025-11-20 10:11:12" in index, "the run whose maps are there"
+    assert "lambda 0.00025" in (tmp_path / "logs/CITATION.md").read_text()
 
 
 def test_a_stopped_run_says_so(tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ def report(
         for subject in sorted({record.subject for record in book.current}):
             if subjects is None or subject in subjects:
                 attempt(f"sub-{subject}", partial(build_subject, output, subject, book))
-        text = partial(write_boilerplate, output / "logs", book.current, book.runs)
+        text = partial(write_boilerplate, output / "logs", book.shown(), book.runs)
         attempt("all runs", text)
         attempt("index", partial(build_index, output, book))
     return failed

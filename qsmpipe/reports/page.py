@@ -117,7 +117,8 @@ def build_index(out_dir: str | Path, book: Logbook) -> Path:
         )
     labels = [label for label in INDEXED if any(label in row["numbers"] for row in rows)]
     verdicts = [row["verdict"] for row in rows]
-    runs = book.runs_of(book.current)
+    shown = book.shown()
+    runs = book.runs_of(shown)
     html = _environment().get_template("index.html.jinja").render(
         title="All subjects",
         made=_made(runs),
@@ -125,7 +126,7 @@ def build_index(out_dir: str | Path, book: Logbook) -> Path:
         labels=labels,
         counts=[(key, VERDICTS[key], verdicts.count(key)) for key in VERDICTS if key in verdicts],
         subjects=len({row["subject"] for row in rows}),
-        runs=[_run(run, book.current) for run in runs],
+        runs=[_run(run, shown) for run in runs],
     )  # fmt: skip
     return files.write(out_dir / "index.html", html)
 
