@@ -476,6 +476,32 @@ def test_several_inversions_share_what_comes_before_them(
     validated(out)
 
 
+def test_a_head_of_a_tenth_of_the_size_gives_the_same_map(tmp_path: Path) -> None:
+    """The dipole has no size: with the preset for small animals no length of the chain has one."""
+    large, small = EXAMPLES / "gre3t", tmp_path / "small"
+    shutil.copytree(large, small, ignore=shutil.ignore_patterns("derivatives"))
+    for path in small.rglob("*.nii.gz"):
+        image = nb.load(path)
+        stored = np.asarray(image.dataobj.get_unscaled())
+        shrunk = nb.Nifti1Image(stored, np.diag([0.1, 0.1, 0.1, 1.0]) @ image.affine, image.header)
+        shrunk.header["scl_slope"], shrunk.header["scl_inter"] = (
+            image.dataobj.slope, image.dataobj.inter,
+        )  # fmt: skip
+        shrunk.to_filename(path)
+    common = ["--relaxation", "none", "--skip-bids-validation", "--nprocs", "2"]
+    chain = ["--mask", "threshold & quality", "--background", "vsharp", "--inversion", "rts"]
+    maps = []
+    for dataset, options in ((large, chain), (small, ["--preset", "small-animal"])):
+        out, work = tmp_path / f"out-{dataset.name}", tmp_path / f"work-{dataset.name}"
+        words = [str(dataset), str(out), "participant", "-w", str(work)]
+        assert main([*words, *common, *options]) == 0
+        maps.append(nb.load(out / "sub-01" / "anat" / "sub-01_Chimap.nii.gz"))
+    assert maps[1].header.get_zooms() == pytest.approx((0.42, 0.42, 0.42))
+    chi = [np.asarray(each.dataobj) for each in maps]
+    assert np.count_nonzero(chi[0]) > 10_000
+    np.testing.assert_allclose(chi[1], chi[0], rtol=0, atol=1e-5)
+
+
 def test_the_standard_deviation_of_susceptibility(app: Callable[..., tuple[int, Path]]) -> None:
     code, out = app("gre3t", "--uncertainty", "3")
     assert code == 0

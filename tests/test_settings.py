@@ -14,6 +14,7 @@ from phantoms import TILT, phantom
 
 from qsmpipe.methods import function_of, parameters_of
 from qsmpipe.settings import Settings, combine, parse_assignments, presets, read
+from qsmpipe.workflows.stage import interface_with
 
 
 def test_the_command_line_beats_the_file_which_beats_the_preset(tmp_path: Path) -> None:
@@ -144,6 +145,16 @@ def test_a_head_of_a_tenth_of_the_size_gives_the_same_map(group: str) -> None:
     large_map = function(head.field, head.mask, head.zooms, **given)[0]
     small_map = function(head.field, head.mask, small, **given, **chosen)[0]
     torch.testing.assert_close(small_map, large_map, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("group", SMALL)
+def test_an_interface_takes_what_a_preset_gives(group: str) -> None:
+    stage, name = group.split(".")
+    chosen = combine({stage: name, "preset": "small-animal"}).parameters_for(stage)[name]
+    inputs = interface_with(stage, name, chosen).inputs
+    for key, value in chosen.items():
+        given = getattr(inputs, key)
+        assert (tuple(given) if isinstance(value, tuple) else given) == value
 
 
 def test_a_preset_names_the_method_of_each_parameter() -> None:

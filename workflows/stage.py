@@ -28,6 +28,8 @@ def interface_with(
         name: fitted(stage, method, name, value) if name in known else value
         for name, value in parameters.items()
     }
+    # traits takes a list for a list, and no tuple.
+    chosen = {name: list(v) if isinstance(v, tuple) else v for name, v in chosen.items()}
     return interface_of(stage, method)(**inputs, **chosen)
 
 
