@@ -754,6 +754,12 @@ def test_broken_input_is_told(
         assert not found.errors, found.errors
 
 
+@pytest.mark.parametrize("parts", [("mag",), ("phase",), ("real",), ("imag",)])
+def test_an_image_is_not_compared_with_itself(parts: tuple[str, ...], tmp_path: Path) -> None:
+    (error,) = look(write(tmp_path, parts=parts)).errors
+    assert error.check == "parts"
+
+
 def test_every_second_check_is_told_at_once(tmp_path: Path) -> None:
     root = write(tmp_path, MagneticFieldStrength=None, EchoTime=20)
     alter(image(root), some(np.nan))

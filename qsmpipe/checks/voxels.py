@@ -61,6 +61,8 @@ class Scan(NamedTuple):
 def read_scan(acquisition: Acquisition, shape: Sequence[int], notes: Notebook) -> Scan | None:
     """Read every image once; None where any of them is useless or has no partner."""
     partner = acquisition.imag if acquisition.is_complex else acquisition.magnitude
+    if partner == acquisition.signal:  # magnitudes alone, which are no partners of themselves
+        partner = ()
     echoes: list[Echo] = []
     before = len(notes)
     for i, path in enumerate(acquisition.signal):
