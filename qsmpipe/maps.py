@@ -143,8 +143,8 @@ MAPS: dict[str, Map] = {
         Written("Chimap", desc="cosmos", stages=("cosmos",)),
         Shown(
             "Susceptibility by COSMOS",
-            "All orientations inverted together, on the grid of the first, where every one of "
-            "them has a field. Grey from -0.1 to 0.1 ppm. Edges that look doubled come from a "
+            "All orientations inverted together, on the grid of the first, where two or more of "
+            "them have a field. Grey from -0.1 to 0.1 ppm. Edges that look doubled come from a "
             "registration that failed.",
             "Susceptibility", (-0.1, 0.1), slices=5, file="susceptibility-cosmos",
         ),
