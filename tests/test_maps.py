@@ -16,10 +16,12 @@ from datasets import SHAPE, write
 
 from qsmpipe import workflows
 from qsmpipe.bids import find
+from qsmpipe.chain import Chain
 from qsmpipe.interfaces.derivatives import WriteDerivatives
 from qsmpipe.interfaces.reports import Reportlets
 from qsmpipe.maps import MAPS, given_by, reported, written
 from qsmpipe.numerics.units import hz_per_ppm
+from qsmpipe.reports.maps import Maps
 from qsmpipe.workflows.qsm import OUTPUTS
 
 NEW_ROWS = """
@@ -43,6 +45,7 @@ from pathlib import Path
 from nipype.interfaces.utility import IdentityInterface
 from nipype.pipeline.engine import Node
 from qsmpipe.bids import find
+from qsmpipe.chain import Chain
 from qsmpipe.checks import examine
 from qsmpipe.interfaces.derivatives import WriteDerivatives
 from qsmpipe.interfaces.reports import Reportlets
@@ -125,6 +128,33 @@ def test_the_chain_gives_every_map_and_says_so() -> None:
     text = inspect.getdoc(workflows.init_qsm_wf) or ""
     assert "{maps}" not in text
     assert all(f"\n{name}\n    " in text for name in outputs)
+
+
+@pytest.mark.parametrize("part", ["", "susceptibility_wf"])
+def test_no_map_lacks_its_wire(part: str) -> None:
+    """In a chain that leaves nothing out."""
+    chain = Chain(inversion="tkd,tv", swi="homodyne", reference="csf", uncertainty=2)
+    workflow = workflows.init_qsm_wf(echoes=3, chain=chain)
+    workflow = workflow.get_node(part) if part else workflow
+    outputnode = workflow.get_node("outputnode")
+    wired = {
+        field
+        for _, target, wires in workflow._graph.edges(data="connect")
+        for _, field in wires
+        if target is outputnode
+    }
+    assert wired == set(outputnode.interface._fields)
+
+
+def test_maps_are_known_by_their_keys() -> None:
+    maps = Maps(np.eye(4), chi=np.zeros(SHAPE), compared={"tv": np.ones(SHAPE)})
+    assert maps.shape == SHAPE
+    assert maps.r2star is None
+    assert maps.compared["tv"].dtype == np.float64
+    with pytest.raises(TypeError, match="no map chii"):
+        Maps(np.eye(4), chii=np.zeros(SHAPE))
+    with pytest.raises(AttributeError, match="no map chii"):
+        _ = maps.chii
 
 
 @pytest.mark.parametrize("key", [key for key, row in MAPS.items() if row.shown])
