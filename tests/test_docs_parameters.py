@@ -39,7 +39,15 @@ COMMANDS = [
 ]
 
 NUMBER = r"-?\d+(?:\.\d+)?(?:e-?\d+)?"
-FOREIGN = {"--array", "--constraint", "--cpus-per-task", "--gres", "--mem", "--time"}
+FOREIGN = {
+    "--array",
+    "--constraint",
+    "--cpus-per-task",
+    "--gres",
+    "--mem",
+    "--signal",
+    "--time",
+}
 """Options of sbatch."""
 
 
