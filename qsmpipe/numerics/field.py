@@ -11,7 +11,7 @@ from scipy.special import gammaincinv
 from torch import Tensor
 
 from qsmpipe.numerics.compiled import compiled
-from qsmpipe.numerics.grids import check_grid
+from qsmpipe.numerics.grids import check_finite, check_grid
 from qsmpipe.numerics.parameters import Count, NotNegative, checked
 from qsmpipe.numerics.phase import wrap
 from qsmpipe.numerics.solvers import Convergence
@@ -237,6 +237,8 @@ def _select(
             "grids or have not the same echoes"
         )
         raise ValueError(msg)
+    check_finite(phase, mask, "phase")
+    check_finite(magnitude, mask, "magnitude")
     inside = magnitude[:, mask]
     largest = inside.max().clamp(min=1e-30) if inside.numel() else 1.0
     return _Echoes(

@@ -1,4 +1,9 @@
-"""Grids: what must agree, and the box around a mask that the work is done in."""
+"""Grids: what must agree, and the box around a mask that the work is done in.
+
+One rule holds for values that are NaN or infinite: outside the mask, and where a magnitude of 0
+says that there is no signal, they have no effect; inside they are a ``ValueError`` that says how
+many there are. Nothing is guessed for them.
+"""
 
 from typing import TypeAlias
 
@@ -42,6 +47,44 @@ def check_mask(field: Tensor, mask: Tensor) -> None:
         raise ValueError(msg)
 
 
+def check_finite(image: Tensor, mask: Tensor, name: str) -> None:
+    """Insist that ``image`` (..., X, Y, Z) is finite inside ``mask``.
+
+    Raises
+    ------
+    ValueError
+        Naming the number of voxels in which it is not.
+    """
+    bad = (~image.isfinite()).reshape(-1, *mask.shape).any(0) & mask
+    if lost := int(bad.sum()):
+        msg = (
+            f"{name} is not finite in {lost} of the mask's {int(mask.sum())} voxels: take them "
+            "out of the mask"
+        )
+        raise ValueError(msg)
+
+
+def check_signal(phase: Tensor, magnitude: Tensor) -> Tensor:
+    """Give ``phase`` (E, X, Y, Z), which must be finite where ``magnitude`` is not 0, 0 elsewhere.
+
+    Raises
+    ------
+    ValueError
+        Naming the number of voxels in which one of the two is not finite.
+    """
+    dark = magnitude == 0
+    if phase.isfinite().all() and magnitude.isfinite().all():
+        return phase
+    bad = ~(magnitude.isfinite() & (dark | phase.isfinite()))
+    if lost := int(bad.reshape(-1, *bad.shape[-3:]).any(0).sum()):
+        msg = (
+            f"phase or magnitude is not finite in {lost} voxels with signal: set both to 0 there, "
+            "which means no signal"
+        )
+        raise ValueError(msg)
+    return torch.where(dark, 0, phase)
+
+
 def known_field(field: Tensor, mask: Tensor) -> Tensor:
     """``field`` (..., X, Y, Z) with 0 outside ``mask``, whatever stood there.
 
@@ -52,13 +95,7 @@ def known_field(field: Tensor, mask: Tensor) -> Tensor:
     """
     check_mask(field, mask)
     known = torch.where(mask, field, 0)
-    if not known.isfinite().all():
-        lost = int((~known.isfinite()).reshape(-1, *mask.shape).any(0).sum())
-        msg = (
-            f"field is not finite in {lost} of the mask's {int(mask.sum())} voxels: "
-            "take them out of the mask"
-        )
-        raise ValueError(msg)
+    check_finite(known, mask, "field")
     return known
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool3d
 
 from qsmpipe.numerics.fourier import Zooms, convolve, padded_shape
-from qsmpipe.numerics.grids import along, check_grid
+from qsmpipe.numerics.grids import along, check_grid, check_signal
 from qsmpipe.numerics.kernels import gaussian
 from qsmpipe.numerics.solvers import Convergence
 from qsmpipe.numerics.units import check_echo_times
@@ -280,7 +280,8 @@ def mcpc3ds(
     ------
     ValueError
         For a single echo: it has no offset that could be told from its field. For 2 bipolar
-        ones: the difference of the readouts could not be told from the field.
+        ones: the difference of the readouts could not be told from the field. Where phase or
+        magnitude is not finite: a magnitude of 0 says that there is no signal.
 
     References
     ----------
@@ -289,6 +290,7 @@ def mcpc3ds(
     .. [3] Eckstein, PhD thesis, TU Wien (2021), doi:10.34726/hss.2021.43447
     """
     times = _check_offset(phase, magnitude, echo_times, sigma)
+    phase = check_signal(phase, magnitude)
     if bipolar and len(times) < 3:
         msg = (
             "a bipolar readout takes 3 echoes to tell the phase that its direction adds from the "
@@ -350,7 +352,8 @@ def mcpc3ds_coils(
     Raises
     ------
     ValueError
-        For a single echo, for no coil, or where phase and magnitude are not of the same coils.
+        For a single echo, for no coil, where phase and magnitude are not of the same coils, or
+        where they are not finite in a voxel with signal.
 
     References
     ----------
@@ -367,6 +370,7 @@ def mcpc3ds_coils(
     for c in coils:
         values, amplitude = phase[c], magnitude[c]
         times = _check_offset(values, amplitude, echo_times, sigma)
+        values = check_signal(values, amplitude)
         product = product + torch.polar(amplitude[0] * amplitude[1], values[1] - values[0])
     assert isinstance(product, Tensor)
     weight = product.abs().sqrt_()
@@ -375,6 +379,7 @@ def mcpc3ds_coils(
     total: Tensor | float = 0.0
     for c in coils:
         values, amplitude = phase[c], magnitude[c]
+        values = check_signal(values, amplitude)
         offset = _offset(values, amplitude, evolution, times, mask, zooms, sigma)
         total = total + torch.polar(amplitude.square(), values - offset)
     assert isinstance(total, Tensor)
@@ -486,7 +491,14 @@ def _signal(magnitude: Tensor) -> Tensor:
     if noise > high / 10:
         noise = torch.zeros_like(high)
     bright = (magnitude > torch.maximum(5 * noise, high / 5)).to(magnitude)
-    density = avg_pool3d(bright[None, None], 5, stride=1, padding=2, count_include_pad=False)
+    widths = [5 if n >= 5 else 3 if n >= 3 else 1 for n in bright.shape]
+    density = avg_pool3d(
+        bright[None, None],
+        widths,
+        stride=1,
+        padding=[width // 2 for width in widths],
+        count_include_pad=False,
+    )
     return density[0, 0] > 0.4
 
 

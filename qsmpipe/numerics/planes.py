@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from qsmpipe.numerics.grids import check_grid
+from qsmpipe.numerics.grids import check_grid, check_signal
 from qsmpipe.numerics.phase import wrap
 from qsmpipe.numerics.units import check_echo_times
 
@@ -108,6 +108,7 @@ def plane_steps(
     """
     times = check_echo_times(phase, echo_times)
     check_grid(phase, magnitude, ("phase", "magnitude"))
+    phase = check_signal(phase[:2], magnitude[:2])
     images, amplitude = phase[:2].movedim(axis + 1, -1), magnitude[:2].movedim(axis + 1, -1)
     step = images[0].diff(dim=-1)
     if len(times) > 1:

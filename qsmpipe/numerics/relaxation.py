@@ -10,7 +10,7 @@ import torch
 from scipy.special import gammaincinv
 from torch import Tensor
 
-from qsmpipe.numerics.grids import check_grid
+from qsmpipe.numerics.grids import check_finite, check_grid
 from qsmpipe.numerics.parameters import Count, NotNegative, checked
 from qsmpipe.numerics.solvers import Convergence
 from qsmpipe.numerics.units import check_echo_times
@@ -75,6 +75,7 @@ def loglinear(magnitude: Tensor, mask: Tensor, *, echo_times: Sequence[float]) -
     """
     times = check_echo_times(magnitude, echo_times, at_least=2)
     check_grid(magnitude, mask, ("magnitude", "mask"))
+    check_finite(magnitude, mask, "magnitude")
     signal = magnitude[:, mask].clamp_(min=0)
     largest = signal.amax(0).clamp_(min=torch.finfo(signal.dtype).tiny)
     total, mean, level = (torch.zeros_like(largest) for _ in range(3))
@@ -140,6 +141,7 @@ def arlo(magnitude: Tensor, mask: Tensor, *, echo_times: Sequence[float]) -> Rel
         raise ValueError(msg)
     times = check_echo_times(magnitude, echo_times, at_least=3)
     check_grid(magnitude, mask, ("magnitude", "mask"))
+    check_finite(magnitude, mask, "magnitude")
     step = (times[-1] - times[0]) / (len(times) - 1)
     uneven = max(abs(b - a - step) for a, b in pairwise(times))
     if uneven > 0.01 * step:

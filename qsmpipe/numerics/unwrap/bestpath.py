@@ -43,7 +43,7 @@ def bestpath(
     phase : (X, Y, Z) or (E, X, Y, Z) real tensor
         Wrapped phase (rad).
     mask : (X, Y, Z) bool tensor
-        Where to unwrap; voxels whose phase is not finite in an echo are left out.
+        Where to unwrap; all must be finite there.
     zooms : tuple of float
         Voxel size (mm); measures the gaps between regions.
     echo_times : sequence of float
@@ -63,7 +63,8 @@ def bestpath(
     Raises
     ------
     ValueError
-        If grids or echoes differ, or echo times are missing.
+        If grids or echoes differ, echo times are missing, or the phase is not finite inside the
+        mask.
 
     References
     ----------
@@ -72,7 +73,7 @@ def bestpath(
     """
     check(phase, mask, echo_times=echo_times)
     wrapped = phase.detach().cpu().reshape(-1, *phase.shape[-3:])
-    inside = mask.cpu() & wrapped.isfinite().all(0)
+    inside = mask.cpu()
 
     def in_space(echo: int) -> Tensor:
         box = bounding_box(inside)

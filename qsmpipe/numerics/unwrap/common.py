@@ -9,6 +9,7 @@ from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
 from qsmpipe.numerics.fourier import Zooms
+from qsmpipe.numerics.grids import check_finite
 
 TWO_PI = 2 * math.pi
 
@@ -31,7 +32,7 @@ def check(
     Raises
     ------
     ValueError
-        If they differ, or an echo time is not positive.
+        If they differ, an echo time is not positive, or phase or magnitude is not finite inside.
     """
     if phase.ndim not in (3, 4):
         msg = f"phase {tuple(phase.shape)} must be (X, Y, Z) or (E, X, Y, Z)"
@@ -45,6 +46,10 @@ def check(
             "number of echoes"
         )
         raise ValueError(msg)
+    if mask is not None:
+        check_finite(phase, mask, "phase")
+        if magnitude is not None:
+            check_finite(magnitude, mask, "magnitude")
     echoes = len(phase) if phase.ndim == 4 else 1
     if echo_times is not None and len(echo_times) != echoes:
         msg = f"phase has {echoes} echoes and echo_times {len(echo_times)}: give one time per echo"
@@ -73,7 +78,7 @@ def unwrap_echoes(
     wrapped : (E, X, Y, Z) real tensor
         Wrapped phase (rad).
     inside : (X, Y, Z) bool tensor
-        Where all echoes are finite and to be unwrapped.
+        Where to unwrap.
     in_space : callable
         From an echo's index to how many times 2 pi are to be added, (X, Y, Z).
     echo_times : sequence of float, optional

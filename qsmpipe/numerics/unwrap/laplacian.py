@@ -54,7 +54,7 @@ def laplacian(
     phase : (X, Y, Z) or (E, X, Y, Z) real tensor
         Wrapped phase (rad).
     mask : (X, Y, Z) bool tensor
-        Where to unwrap; voxels whose phase is not finite in an echo are left out.
+        Where to unwrap; all must be finite there.
     zooms : tuple of float
         Voxel size (mm).
     echo_times : sequence of float, optional
@@ -73,7 +73,8 @@ def laplacian(
     Raises
     ------
     ValueError
-        If grids or echoes differ, or there is no such boundary.
+        If grids or echoes differ, there is no such boundary, or the phase is not finite inside
+        the mask.
 
     Warns
     -----
@@ -90,7 +91,7 @@ def laplacian(
         msg = f"boundary {boundary!r} is none of mask, neumann, periodic"
         raise ValueError(msg)
     wrapped = phase.reshape(-1, *mask.shape)
-    inside = mask & wrapped.isfinite().all(0)
+    inside = mask
     unwrapped = torch.zeros_like(wrapped)
     if not inside.any():
         return unwrapped.reshape(phase.shape)

@@ -292,7 +292,7 @@ def romeo(
     phase : (X, Y, Z) or (E, X, Y, Z) real tensor
         Wrapped phase (rad).
     mask : (X, Y, Z) bool tensor
-        Where to unwrap; voxels whose phase is not finite in an echo are left out.
+        Where to unwrap; all must be finite there.
     zooms : tuple of float
         Voxel size (mm); measures the gaps between regions.
     magnitude : tensor like ``phase``, optional
@@ -322,7 +322,8 @@ def romeo(
     Raises
     ------
     ValueError
-        If grids or echoes differ, echo times are missing, or a choice does not exist.
+        If grids or echoes differ, echo times are missing, a choice does not exist, or phase or
+        magnitude is not finite inside the mask.
 
     References
     ----------
@@ -333,7 +334,7 @@ def romeo(
         msg = f"weights {weights!r} is none of {', '.join(WEIGHTS)}"
         raise ValueError(msg)
     wrapped = phase.detach().cpu().reshape(-1, *phase.shape[-3:])
-    inside = mask.cpu() & wrapped.isfinite().all(0)
+    inside = mask.cpu()
     known = inside.numpy()
     values = _as_array(wrapped)
     amplitude = None if magnitude is None else _as_array(magnitude.reshape(wrapped.shape))
