@@ -194,6 +194,7 @@ def execute(
         try:
             graph.workflow.run(**runner)
         except Stopped as stop:
+            logging.getLogger("concurrent.futures").disabled = True  # a pool that ends complains
             for child in multiprocessing.active_children():  # of Nipype's own pools
                 child.kill()
             return Ending(progress.ended, stopped=stop)
