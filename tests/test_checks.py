@@ -228,6 +228,15 @@ def test_a_small_drift_of_the_frequency_is_no_contradiction(tmp_path: Path) -> N
     assert not look(root).warnings
 
 
+@pytest.mark.parametrize("part", ["mag", "phase", "real", "imag"])
+@pytest.mark.parametrize("times", [(0.02,), (0.004, 0.009)], ids=["one", "two"])
+def test_half_of_an_acquisition_is_told_once(
+    part: str, times: tuple[float, ...], tmp_path: Path
+) -> None:
+    found = look(write(tmp_path, parts=(part,), echo_times=times))
+    assert [(f.level, f.check) for f in found.findings] == [("error", "parts")]
+
+
 def test_a_small_animal_is_no_warning_to_who_knows_it(tmp_path: Path) -> None:
     root = write(tmp_path, affine=np.diag([0.4, 0.4, 0.5, 1.0]))
     assert not look(root, for_human_heads=False).warnings
