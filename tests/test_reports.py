@@ -32,6 +32,7 @@ from qsmpipe.records import (
     Finding,
     NodeRun,
     Number,
+    Planned,
     Record,
     Run,
     Step,
@@ -419,6 +420,13 @@ STEPS = (
     Step("reference", "brain"),
 )
 
+PLAN = (
+    Planned("phase prepare", "phase", "prepare"),
+    *(Planned(f"mask {x}", "mask", x, {"magnitude": ("phase prepare",)}) for x in "abcdef"),
+    Planned("unwrap romeo", "unwrap", "romeo", {"mask": tuple(f"mask {x}" for x in "abcdef")}),
+    Planned("inversion tv", "inversion", "tv", {"field": ("unwrap romeo",)}),
+)
+
 RUN = Run(
     "20251120-101112_one",
     command="qsmpipe in out participant",
@@ -465,6 +473,7 @@ def make_output(out: Path) -> Path:
             Finding("note", "B0", "slices are tilted"),
             Finding("warning", "phase scale", EVIL),
         ),
+        plan=PLAN,
         steps=STEPS,
         numbers=tuple(numbers.summarise(maps)),
         figures=tuple(

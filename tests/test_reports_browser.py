@@ -8,6 +8,9 @@ from typing import Any
 import pytest
 from test_reports import PAGES, make_output
 
+ROWS = '[aria-labelledby="subjects"] tbody a'
+"""Links of the index to acquisitions."""
+
 FLAGS = [
     "--no-sandbox",
     "--disable-quic",
@@ -85,10 +88,10 @@ def test_the_two_fields_are_looked_at_in_turn(tab: Any, output: Path) -> None:
 
 def test_the_index_leads_to_every_subject_and_back(tab: Any, output: Path) -> None:
     tab.goto((output / "index.html").as_uri())
-    targets = tab.locator("tbody a").evaluate_all("links => links.map(link => link.href)")
+    targets = tab.locator(ROWS).evaluate_all("links => links.map(link => link.href)")
     assert len(targets) == 4
     for place, target in enumerate(targets):
-        tab.locator("tbody a").nth(place).click()
+        tab.locator(ROWS).nth(place).click()
         assert tab.url == target
         assert tab.locator(":target").count() == 1, "the acquisition's own place"
         tab.get_by_role("link", name="All subjects").click()
