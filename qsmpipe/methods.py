@@ -1,8 +1,8 @@
 """Every method of every stage: one row each, readable without torch and Nipype.
 
-A new method is a function in ``qsmpipe/numerics/<stage>``, a class in ``interfaces/<stage>.py``
-and a row here. The command line, the workflow factories, the methods text, the tests of what
-every method owes and the benchmarks read this table.
+A new method is a function in ``qsmpipe/numerics/<stage>`` and a row here. The Nipype interfaces,
+the command line, the workflow factories, the methods text, the tests of what every method owes
+and the benchmarks read this table.
 """
 
 import ast
