@@ -10,6 +10,8 @@ DOCS = Path(__file__).parents[1] / "docs"
 SHORTER = {
     "simulate demo": "simulate gre3t",
     "[0.005, 0.011, 0.017, 0.023]": "[0.005, 0.010, 0.015, 0.020, 0.025]",
+    "--inversion tfi,rts": "--inversion rts,tkd",
+    "--inversion tfi,unet": "--inversion rts,unet",
     "steps = 500": "steps = 4",
     "validate_every = 100": "validate_every = 2",
 }
@@ -27,11 +29,12 @@ def shorter() -> str:
 def test_every_block_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     names = runpy.run_path(str(DOCS / "pictures.py"))["run"](shorter(), tmp_path)
-    assert names["nrmse"](names["chi"], names["truth"], names["brain"]) < 80
+    assert names["nrmse"](names["chi"], names["truth"], names["brain"]) < 95
     (described,) = (node for node in names["graph"].nodes() if node.name == "words")
-    assert described.result.outputs.words.startswith("mean 0.0000 ppm")
+    spread = float(described.result.outputs.words.split()[2])
+    assert 0.005 < spread < 0.05  # ppm
     assert Path("out/sub-01.html").is_file()
-    assert Path("out/sub-01/anat/sub-01_desc-rts_Chimap.nii.gz").is_file()
+    assert Path("out/sub-01/anat/sub-01_desc-tkd_Chimap.nii.gz").is_file()
     assert Path("out_network/sub-01/anat/sub-01_desc-unet_Chimap.nii.gz").is_file()
 
 
