@@ -394,6 +394,14 @@ def test_only_unreadable_names_are_no_empty_dataset(
     assert "Sub-01: a subject's folder is called sub-<label>" in capsys.readouterr().out
 
 
+def test_a_dataset_that_may_not_be_read_is_told(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: path != root)
+    assert run(root, "--dry-run") == 66
+    assert f"{root} may not be read by this user" in capsys.readouterr().err
+
+
 def test_real_examples_leave_nothing_out() -> None:
     if not (SHARED / "bids-examples").is_dir():
         pytest.skip("shared test data not found: bids-examples")

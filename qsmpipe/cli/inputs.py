@@ -1,6 +1,7 @@
 """What a run starts from: folders, the dataset's acquisitions, their input check, own masks."""
 
 import json
+import os
 import traceback
 from dataclasses import replace
 from pathlib import Path
@@ -34,10 +35,17 @@ def check_folders(settings: Settings) -> None:
     """
     source, output = Path(settings.bids_dir), Path(settings.output_dir)
     work = Path(settings.work_dir)
-    if not source.is_dir():
+    if not os.path.isdir(source):  # Path.is_dir raises where a folder above may not be searched
         raise RunError(
             Exit.NO_INPUT,
-            f"{source}: no such folder; in a container, is the dataset mounted (-v, -B) there?",
+            f"{source}: no such folder, or in one that may not be read; in a container, is the "
+            "dataset mounted (-v, -B) there?",
+        )
+    if not os.access(source, os.R_OK | os.X_OK):
+        raise RunError(
+            Exit.NO_INPUT,
+            f"{source} may not be read by this user: change its permissions; in a container, "
+            "run as the dataset's owner (docker run --user)",
         )
     if output == source:
         raise RunError(
@@ -59,7 +67,7 @@ def check_folders(settings: Settings) -> None:
             "another with --work-dir",
         )
     for name, path in settings.derivatives.items():
-        if not Path(path).is_dir():
+        if not os.path.isdir(path):
             raise RunError(Exit.NO_INPUT, f"--derivatives {name}={path}: no such folder")
 
 
@@ -78,7 +86,10 @@ def validate(settings: Settings) -> None:
     except ValueError as error:
         raise RunError(Exit.INVALID_BIDS, str(error)) from error
     if errors is None:
-        line("bids-validator-deno is not installed: the dataset's BIDS names are not validated")
+        line(
+            "bids-validator-deno is not installed (pip install bids-validator-deno): the "
+            "dataset's BIDS names are not validated"
+        )
     elif errors:
         shown = "\n  ".join(errors[:10])
         more = f"\n  and {len(errors) - 10} more" if len(errors) > 10 else ""
