@@ -1,11 +1,8 @@
 """Metadata, lock, constraints and container recipes agree with one another and with the code."""
 
-import ast
 import configparser
 import re
-import sys
 import tomllib
-from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -28,7 +25,6 @@ def requirements(text: str) -> list[Requirement]:
 
 
 INSTALLED = requirements(SETUP["options"]["install_requires"])
-EXTRAS = {key: requirements(text) for key, text in SETUP["options.extras_require"].items()}
 PINNED = {
     canonicalize_name(pin.name): pin.specifier
     for pin in requirements((ROOT / "constraints.txt").read_text().split("\n", 1)[1])
@@ -69,47 +65,6 @@ def test_the_lock_gives_hashes_and_takes_all_from_pypi() -> None:
             assert file.path is None
             assert urlsplit(file.url).netloc == "files.pythonhosted.org"
             assert file.hashes["sha256"]
-
-
-def test_every_requirement_is_pinned() -> None:
-    for wanted in (*INSTALLED, *(wanted for extra in EXTRAS.values() for wanted in extra)):
-        assert canonicalize_name(wanted.name) in PINNED, f"constraints.txt lacks {wanted.name}"
-
-
-def imports(folder: Path) -> dict[str, set[str]]:
-    """Third-party packages and the modules that import them, or try to."""
-    found: dict[str, set[str]] = {}
-    for path in folder.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Import):
-                names = [alias.name for alias in node.names]
-            elif isinstance(node, ast.ImportFrom):
-                names = [node.module or ""]
-            else:
-                continue
-            for name in {name.partition(".")[0] for name in names}:
-                found.setdefault(name, set()).add(path.name)
-    local = {path.stem for path in folder.iterdir()} | {"qsmpipe"}
-    return {n: used for n, used in found.items() if n not in {*sys.stdlib_module_names, *local}}
-
-
-@pytest.mark.parametrize(
-    ("folders", "extras"),
-    [(["qsmpipe", "interfaces", "workflows"], ["train"]), (["tests", "docs"], ["test", "docs"])],
-)
-def test_every_import_is_declared(folders: list[str], extras: list[str]) -> None:
-    declared = {
-        canonicalize_name(wanted.name)
-        for wanted in (*INSTALLED, *(wanted for extra in extras for wanted in EXTRAS[extra]))
-    }
-    distributions = packages_distributions()
-    undeclared = {
-        name: sorted(modules)
-        for folder in folders
-        for name, modules in imports(ROOT / folder).items()
-        if declared.isdisjoint(map(canonicalize_name, distributions.get(name, [name])))
-    }
-    assert not undeclared, "declare in setup.cfg what these modules import"
 
 
 def test_the_pythons_of_the_classifiers_are_those_that_are_tested() -> None:

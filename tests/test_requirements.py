@@ -78,6 +78,15 @@ def test_what_the_tests_import_is_declared() -> None:
             assert distribution(package) in INSTALLED | extra("test"), f"{path} imports {package}"
 
 
+def test_what_the_documentation_imports_is_declared() -> None:
+    known = INSTALLED | extra("docs") | extra("test")
+    for path, package in imports((ROOT / "docs").glob("*.py")):
+        if package != "qsmpipe":
+            # The gate's tests run without the tools of the site.
+            names = DISTRIBUTIONS.get(package, [package])
+            assert known & {canonicalize_name(name) for name in names}, f"{path} imports {package}"
+
+
 @pytest.mark.parametrize("name", CONFIG["options.extras_require"])
 def test_every_requirement_is_pinned(name: str) -> None:
     lines = (ROOT / "constraints.txt").read_text().splitlines()
