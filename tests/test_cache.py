@@ -62,7 +62,7 @@ def test_a_changed_function_is_run_again_and_nothing_else_is(
     made, before = chi.stat().st_mtime_ns, nibabel.load(chi).get_fdata()
     assert before.any()
 
-    change(package / "cli" / "logs.py", "The run's log", "A run's log")
+    change(package / "cli" / "logs.py", "What a run says", "What a run tells")
     assert run(package, tmp_path).stat().st_mtime_ns == made, "the command line computes nothing"
 
     # a function two imports away from that of the node

@@ -500,7 +500,7 @@ def test_a_run_has_as_many_gpu_slots_as_devices(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def slots(settings: Settings, *, use_gpu: bool) -> dict[str, Any]:
-        graph = Graph(Workflow("slots"), {}, {}, use_gpu, read_plugin(settings.use_plugin))
+        graph = Graph(Workflow("slots"), {}, {}, {}, use_gpu, read_plugin(settings.use_plugin))
         runner = _runner(graph, settings, tmp_path / "log", RunProgress({}))
         if not settings.use_plugin:
             assert runner["plugin"].n_gpu_procs == runner["plugin"].plugin_args["n_gpu_procs"]

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import bids
 import pytest
 from datasets import SHARED, image, state, write
 
@@ -242,6 +243,10 @@ def test_links_to_subjects_are_followed(root: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("folder", ["sub-01", "sub-02/ses-a/anat"])
 def test_a_folder_that_may_not_be_read_stops_no_other(folder: str, pristine: Path) -> None:
     """In a process without root's rights, which may read everything."""
+    others = 0o5
+    above = [parent.stat().st_mode for parent in Path(bids.__file__).parents]
+    if os.getuid() == 0 and not all(mode & others == others for mode in above):
+        pytest.skip("root's packages lie in a folder that nobody else may read")
     program = (
         "import os, sys\n"
         "from qsmpipe.bids import find\n"

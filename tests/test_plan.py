@@ -28,9 +28,10 @@ from qsmpipe.workflows.plan import label, plans
 CHOICES: dict[str, dict[str, Any]] = {
     "default": {},
     "many": {
-        "inversion": "tv,medi", "background": "lbv+vsharp", "two_pass": True, "uncertainty": 3,
+        "inversion": "tv,medi", "background": "lbv+vsharp", "two_pass": True,
         "reference": "csf", "swi": "homodyne", "mask_residual": 0.3, "mask": "bet & (threshold)",
     },
+    "uncertain": {"inversion": "tv,medi", "background": "lbv+vsharp", "uncertainty": 3},
     "from phase": {"inversion": "ndi", "relaxation": "none", "offset": "none"},
     "orientations": {"cosmos": "cosmos", "inversion": "tkd", "background": "vsharp"},
 }  # fmt: skip
