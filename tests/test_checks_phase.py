@@ -219,9 +219,12 @@ def test_unwrapped_radians_that_say_so_are_wrapped_again(tmp_path: Path) -> None
 # --- magnitude and phase mixed up --------------------------------------------------------------
 
 
+SWAPPED = [(stored, (0, 1, 2, 3, 4)) for stored in STORED]
+SWAPPED += [(stored, which) for stored in ("-4096 to 4094", "rad") for which in ((1,), (4,))]
+
+
 @pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("which", [(0, 1, 2, 3, 4), (1,), (4,)], ids=["all", "second", "last"])
-@pytest.mark.parametrize("stored", STORED)
+@pytest.mark.parametrize(("stored", "which"), SWAPPED)
 def test_swapped_magnitude_and_phase_are_refused(
     stored: str, which: tuple[int, ...], masked: bool, tmp_path: Path
 ) -> None:
@@ -361,9 +364,12 @@ def offsets(axis: int, amplitude: float, seed: int = 3) -> np.ndarray:
     return planes(values, axis)
 
 
-@pytest.mark.parametrize("amplitude", [PI, 1.0, 0.2])
+@pytest.mark.parametrize(
+    ("amplitude", "kind"),
+    [(PI, {}), (1.0, {}), (0.2, {}), (PI, {"MRAcquisitionType": "2D"})],
+    ids=["pi", "1", "0.2", "pi, 2D"],
+)
 @pytest.mark.parametrize("axis", AXES)
-@pytest.mark.parametrize("kind", [{}, {"MRAcquisitionType": "2D"}], ids=["unsaid", "2D"])
 def test_offsets_of_planes_are_found_along_any_axis(
     kind: dict, axis: str, amplitude: float, tmp_path: Path
 ) -> None:

@@ -3,7 +3,10 @@
 import copy
 import itertools
 import json
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -195,6 +198,25 @@ def test_a_dry_run_tells_the_plan_and_what_cannot_be_built(
 
 def drawn(plan: list[Planned], states: dict[str, str]) -> ElementTree.Element:
     return ElementTree.fromstring(flow.draw(plan, states, "x"))
+
+
+def test_the_drawing_is_the_same_in_every_process() -> None:
+    """Python orders sets of words anew in each one."""
+    program = (
+        "from qsmpipe.records import Planned\n"
+        "from qsmpipe.reports.flow import draw\n"
+        "steps = [Planned('a', '', ''), *(Planned(x, '', '', {'of': ('a',)}) for x in 'bcdefg'),\n"
+        "         Planned('end', '', '', {'of': tuple('abcdefg')})]\n"
+        "print(draw(steps, {}, 'x'))"
+    )
+    drawn = {
+        subprocess.run(
+            [sys.executable, "-c", program], env=os.environ | {"PYTHONHASHSEED": seed},
+            capture_output=True, text=True, check=True,
+        ).stdout
+        for seed in "1234"
+    }  # fmt: skip
+    assert len(drawn) == 1
 
 
 @pytest.mark.parametrize("choices", CHOICES.values(), ids=CHOICES)

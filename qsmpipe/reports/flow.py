@@ -42,7 +42,10 @@ def draw(plan: Sequence[Planned], states: Mapping[str, str], ident: str) -> Mark
     svg : Markup
         With a title and a description for those who do not see it.
     """
-    graph = nx.transitive_reduction(_graph(plan))
+    graph = _graph(plan)
+    # networkx gives the edges that stay in an order that changes from process to process.
+    kept = nx.transitive_reduction(graph).edges
+    graph.remove_edges_from([edge for edge in graph.edges if edge not in kept])
     texts = {name: ("", name) for name in graph} | {s.name: (s.stage, _short(s)) for s in plan}
     widths = {
         name: max(WIDTH, MARGIN + LETTER * max(map(len, words))) for name, words in texts.items()
