@@ -158,7 +158,7 @@ def test_weights_that_do_not_fit_are_refused(case: str, tmp_path: Path) -> None:
             name, message = "unettt", "no weights are called 'unettt': give one of"
         case "key":
             card.write_text("colour = 1\n" + card.read_text())
-            message = "the card has no colour"
+            message = "there is no 'colour'"
         case "channel":
             takes = replace(CARD, contract=Contract(channels=("filtered phase",)))
             name = str(weights(tmp_path, takes))

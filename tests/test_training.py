@@ -481,11 +481,11 @@ def test_the_command_trains_and_goes_on(
 ) -> None:
     config, folder = tmp_path / "mine.toml", tmp_path / "out"
     config.write_text(TOML)
-    assert train("unet", folder, "--config", config, "--max_hours", "0") == 0
-    assert "time is up at step 0" in capsys.readouterr().out
+    assert train("unet", folder, "--config", config, "--max_hours", "1e-6") == 0
+    assert "time is up at step 1" in capsys.readouterr().out
     assert train("unet", folder, "--config", config) == 0
     said = capsys.readouterr()
-    assert "going on from step 0" in said.err
+    assert "going on from step 1" in said.err
     assert "step 2 of 4: loss" in said.err
     assert "best at step" in said.out
     rows = list(csv.DictReader((folder / "curve.csv").open()))
@@ -508,7 +508,7 @@ def test_what_cannot_be_trained_is_refused(
 ) -> None:
     config, folder = tmp_path / "mine.toml", tmp_path / "out"
     config.write_text(TOML)
-    assert train("unet", folder, "--config", config, "--max-hours", "0") == 0
+    assert train("unet", folder, "--config", config, "--max-hours", "1e-6") == 0
     config.write_text(TOML.replace("width = 2", "width = 3"))
     assert train("unet", folder, "--config", config) == Exit.USAGE
     assert "holds a training by another recipe" in capsys.readouterr().err
