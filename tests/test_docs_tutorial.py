@@ -12,8 +12,8 @@ SHORTER = {
     "[0.005, 0.011, 0.017, 0.023]": "[0.005, 0.010, 0.015, 0.020, 0.025]",
     "--inversion tfi,rts": "--inversion rts,tkd",
     "--inversion tfi,unet": "--inversion rts,unet --dry-run",
-    "steps = 500": "steps = 4",
-    "validate_every = 100": "validate_every = 2",
+    "steps = 500": "steps = 2",
+    "validate_every = 100": "validate_every = 2\nvalidation_samples = 2",
 }
 
 
