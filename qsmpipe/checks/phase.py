@@ -189,13 +189,12 @@ def _long_steps(phasors: Sequence[Views], head: Views) -> list[list[float]]:
         triple(after * before.conj() for before, after in zip(*pair, strict=True))
         for pair in pairwise(phasors)
     ] or list(phasors)
-    return [
-        [
-            float(np.mean(np.abs(steps) > math.pi / 2)) if steps.size > 100 else 0.0
-            for steps in _all_steps(views, head)
-        ]
-        for views in fields
-    ]
+    return [[_share_of_long(steps) for steps in _all_steps(views, head)] for views in fields]
+
+
+def _share_of_long(steps: np.ndarray) -> float:
+    """Share of steps (rad) above a quarter turn; 0 where there are too few to tell."""
+    return float(np.mean(np.abs(steps) > math.pi / 2)) if steps.size > 100 else 0.0
 
 
 def _gains_are_smooth(
@@ -268,22 +267,16 @@ def _check_wraps(
     if len(phasors) > 1:
         spacings = np.diff(times) if len(times) == len(phasors) else np.ones(len(phasors) - 1)
         closest = int(np.argmin(spacings))
-        pair = phasors[closest], phasors[closest + 1]
-        evolution = triple(b * a.conj() for a, b in zip(*pair, strict=True))
+        shares = _long_steps(phasors[closest : closest + 2], head)[0]
         path = acquisition.signal[closest + 1]
         what = "the phase that it gains on the echo before"
         if len(times) == len(phasors):
             what += f" (in {1000 * spacings[closest]:.3g} ms)"
         remedy = "shorten the echo spacing or the voxels"
     else:
-        evolution, path = phasors[0], acquisition.signal[0]
+        shares, path = _long_steps(phasors, head)[0], acquisition.signal[0]
         what, remedy = "its phase", "shorten the echo time or the voxels"
     name = acquisition.relative(path)
-    shares = [
-        float(np.mean(np.abs(np.angle(steps)) > math.pi / 2)) if steps.size > 100 else 0.0
-        for axis, (view, mask) in enumerate(zip(evolution, head, strict=True))
-        for steps in [_steps(view, mask, axis)]
-    ]
     worst = max(shares)
     axis_name = "ijk"[shares.index(worst)]
     if worst > 0.4:
@@ -311,9 +304,7 @@ def _check_offset(
     """Look whether the offset that all echoes share can be followed from voxel to voxel."""
     ratio = times[0] / (times[1] - times[0])
     shares = [
-        float(np.mean(np.abs(_wrap(first - ratio * _wrap(second - first))) > math.pi / 2))
-        if first.size > 100
-        else 0.0
+        _share_of_long(_wrap(first - ratio * _wrap(second - first)))
         for first, second in zip(*(_all_steps(views, head) for views in phasors[:2]), strict=True)
     ]
     if max(shares) > 0.4:
