@@ -373,8 +373,12 @@ def test_the_validator_tells_what_is_wrong(tmp_path: Path) -> None:
     edit(image(root), Units="a.u.")
     image(root).with_name("sub-01_GRE.nii.gz").write_bytes(image(root).read_bytes())
     errors = bids.validate(root)
-    assert any("PHASE_UNITS" in error and "part-phase" in error for error in errors)
-    assert any("sub-01_GRE.nii.gz" in error for error in errors)
+    said = [str(error) for error in errors]
+    assert any("PHASE_UNITS" in error and "part-phase" in error for error in said)
+    assert any("sub-01_GRE.nii.gz" in error for error in said)
+    assert all(error.of_subject for error in errors)
+    (root / "dataset_description.json").write_text("{}")
+    assert any(not error.of_subject for error in bids.validate(root))
 
 
 def test_without_a_validator_nothing_is_said(

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import bids
@@ -13,7 +14,7 @@ import pytest
 from datasets import SHARED, image, state, write
 
 from qsmpipe import checks
-from qsmpipe.bids import Acquisition, Found, find
+from qsmpipe.bids import Acquisition, Found, Invalid, find
 from qsmpipe.cli import main
 
 TINY = {"shape": (6, 5, 4), "echo_times": (0.004, 0.009)}
@@ -397,6 +398,26 @@ def test_only_unreadable_names_are_no_empty_dataset(
     rename(root, "sub-01", "Sub-01")
     assert run(root, "--dry-run") == 65
     assert "Sub-01: a subject's folder is called sub-<label>" in capsys.readouterr().out
+
+
+def test_the_validator_stops_no_subject_for_the_sake_of_another(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rename(root, "sub-01", "sub-0é1")
+    words = [str(root), str(root.parent / "out"), "participant", "--dry-run"]
+    wrong = Invalid("NOT_INCLUDED", "sub-0é1/anat/sub-0é1_part-mag_GRE.nii.gz", "no such name")
+    monkeypatch.setattr("qsmpipe.bids.validate", lambda folder: [wrong] * 12)
+    assert main(words) == 0
+    told = capsys.readouterr()
+    assert f"  {wrong}\n  and 2 more" in told.err
+    assert told.out.count("-> would be processed") == told.out.count("-> refused") == 1
+    top = replace(wrong, location="dataset_description.json")
+    monkeypatch.setattr("qsmpipe.bids.validate", lambda folder: [wrong, top])
+    assert main(words) == 16
+    said = capsys.readouterr().err
+    assert "not valid BIDS" in said
+    assert str(top) in said
+    assert "0é1" not in said
 
 
 def test_a_dataset_that_may_not_be_read_is_told(

@@ -6,10 +6,29 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 
-def validate(root: str | Path) -> list[str] | None:
+@dataclass(frozen=True)
+class Invalid:
+    """An error that bids-validator finds."""
+
+    code: str
+    location: str
+    """Path below the dataset's root; empty if the error is of no file."""
+    message: str
+
+    @property
+    def of_subject(self) -> bool:
+        """Whether it lies in a folder of the dataset, as all files of subjects do."""
+        return "/" in self.location
+
+    def __str__(self) -> str:
+        return ": ".join(part for part in (self.code, self.location, self.message) if part)
+
+
+def validate(root: str | Path) -> list[Invalid] | None:
     """Errors that bids-validator finds in a dataset; None where it is not installed.
 
     Raises
@@ -37,15 +56,17 @@ def validate(root: str | Path) -> list[str] | None:
         raise ValueError(msg) from error
     meaning = issues.get("codeMessages", {})
     return [
-        ": ".join(
-            str(part).strip()
-            for part in (
-                issue["code"],
-                issue.get("location", "").lstrip("/"),
-                issue.get("subCode"),
-                issue.get("issueMessage") or meaning.get(issue["code"], ""),
-            )
-            if part
+        Invalid(
+            issue["code"],
+            issue.get("location", "").lstrip("/"),
+            ": ".join(
+                str(part).strip()
+                for part in (
+                    issue.get("subCode"),
+                    issue.get("issueMessage") or meaning.get(issue["code"], ""),
+                )
+                if part
+            ),
         )
         for issue in issues["issues"]
         if issue.get("severity") == "error"

@@ -3,6 +3,7 @@
 import json
 import os
 import traceback
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -72,7 +73,9 @@ def check_folders(settings: Settings) -> None:
 
 
 def validate(settings: Settings) -> None:
-    """Refuse a dataset that is not valid BIDS, where the validator is installed.
+    """Refuse a dataset whose common files are not valid BIDS, where the validator is installed.
+
+    Errors in one subject's files never stop the others: they are said; the input check decides.
 
     Raises
     ------
@@ -90,14 +93,24 @@ def validate(settings: Settings) -> None:
             "bids-validator-deno is not installed (pip install bids-validator-deno): the "
             "dataset's BIDS names are not validated"
         )
-    elif errors:
-        shown = "\n  ".join(errors[:10])
-        more = f"\n  and {len(errors) - 10} more" if len(errors) > 10 else ""
+        return
+    common = [error for error in errors if not error.of_subject]
+    if common:
         raise RunError(
             Exit.INVALID_BIDS,
-            f"{settings.bids_dir} is not valid BIDS:\n  {shown}{more}\nmend it, or try with "
+            f"{settings.bids_dir} is not valid BIDS:{_listed(common)}\nmend it, or try with "
             "--skip-bids-validation",
         )
+    if errors:
+        line(
+            f"bids-validator finds these errors, in files of single subjects:{_listed(errors)}\n"
+            "the input check decides on each acquisition"
+        )
+
+
+def _listed(errors: Sequence[bids.Invalid]) -> str:
+    shown = "".join(f"\n  {error}" for error in errors[:10])
+    return f"{shown}\n  and {len(errors) - 10} more" if len(errors) > 10 else shown
 
 
 def find(settings: Settings) -> Found:
