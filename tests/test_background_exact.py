@@ -11,9 +11,10 @@ from torch import Tensor
 
 from qsmpipe.methods import METHODS, function_of, parameters_of
 from qsmpipe.numerics.background import harperella, ismv, lbv, pdf, sharp, vsharp
-from qsmpipe.numerics.background.laplace import _outflow_torch, outflow, surrounded
+from qsmpipe.numerics.background.laplace import _outflow_torch, outflow
 from qsmpipe.numerics.background.sharp import Deviation
 from qsmpipe.numerics.fourier import Zooms, padded_shape
+from qsmpipe.numerics.grids import surrounded
 from qsmpipe.numerics.masks.morphology import erode
 from qsmpipe.numerics.solvers import conjugate_gradient, minimal_residual
 

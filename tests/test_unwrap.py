@@ -22,6 +22,7 @@ from qsmpipe.methods import METHODS, function_of
 from qsmpipe.numerics.fourier import Zooms, convolve, padded_shape
 from qsmpipe.numerics.kernels import dipole
 from qsmpipe.numerics.unwrap.bestpath import bestpath
+from qsmpipe.numerics.unwrap.edges import edge_weights
 from qsmpipe.numerics.unwrap.laplacian import laplacian
 from qsmpipe.numerics.unwrap.romeo import WEIGHTS, quality_map, romeo
 from qsmpipe.workflows.unwrap import init_unwrap_wf
@@ -398,7 +399,7 @@ def tiny() -> tuple[np.ndarray, np.ndarray]:
 def test_weights_follow_the_paper(tiny, name):
     phase, magnitude = tiny
     times, use = (0.004, 0.009), WEIGHTS[name]
-    weights = romeo_module._weights(phase, magnitude, 0, times, use)
+    weights = np.moveaxis(edge_weights(phase, magnitude, 0, times, use), 0, -1)
     np.testing.assert_allclose(weights, slow_weights(phase, magnitude, times, use), atol=1e-6)
 
 
@@ -445,7 +446,7 @@ def heap_unwrap(phase, costs, mask, seed):
                 if not mask[other] or other in done:
                     continue
                 clock -= 1
-                edge = costs[(voxel if step == 1 else other) + (axis,)]
+                edge = costs[(axis, *(voxel if step == 1 else other))]
                 heapq.heappush(heap, (int(edge), clock, voxel, other))
 
     queue(seed)
@@ -463,25 +464,25 @@ def test_buckets_grow_like_a_heap():
     generator = np.random.default_rng(2)
     phase = generator.uniform(-np.pi, np.pi, (6, 7, 5)).astype(np.float32)
     mask = generator.random(phase.shape) < 0.9
-    weights = romeo_module._weights(phase[None], None, 0, [1.0], WEIGHTS["romeo"])
+    weights = edge_weights(phase[None], None, 0, [1.0], WEIGHTS["romeo"])
     costs = romeo_module._costs(weights, mask)
-    region = np.where(mask, 0, -1).astype(np.int32)
-    wraps = np.zeros(phase.shape, np.int32)
-    seed = tuple(int(v) for v in np.argwhere(mask)[17])
-    romeo_module._run(phase, costs, int(np.ravel_multi_index(seed, phase.shape)), region, wraps)
+    cheapest = np.where(mask, np.where(costs == 0, 255, costs).min(0).astype(int), 256)
+    seed = tuple(int(v) for v in np.unravel_index(cheapest.argmin(), mask.shape))
     expected = heap_unwrap(phase.astype(float), costs, mask, seed)
+    wraps = np.where(mask, romeo_module.UNREACHED, np.int32(0))
+    romeo_module._run(phase, costs, wraps, fresh=True)
     assert len(expected) > 100
     assert {voxel: int(wraps[voxel]) for voxel in expected} == expected
 
 
 def test_costs_mark_the_edges_that_exist():
-    weights = np.array([1.0, 0.0, 0.5], np.float32).reshape(1, 1, 1, 3)
-    costs = romeo_module._costs(np.tile(weights, (3, 3, 3, 1)), np.ones((3, 3, 3), bool))
-    assert costs[0, 0, 0].tolist() == [1, 255, 128]
-    assert costs[2, 2, 2].tolist() == [0, 0, 0]
+    weights = np.array([1.0, 0.0, 0.5], np.float32).reshape(3, 1, 1, 1)
+    costs = romeo_module._costs(np.tile(weights, (1, 3, 3, 3)), np.ones((3, 3, 3), bool))
+    assert costs[:, 0, 0, 0].tolist() == [1, 255, 128]
+    assert costs[:, 2, 2, 2].tolist() == [0, 0, 0]
     hole = np.ones((3, 3, 3), bool)
     hole[1, 1, 1] = False
-    assert (romeo_module._costs(np.tile(weights, (3, 3, 3, 1)), hole) > 0).sum() == 54 - 6
+    assert (romeo_module._costs(np.tile(weights, (1, 3, 3, 3)), hole) > 0).sum() == 54 - 6
 
 
 # Real data

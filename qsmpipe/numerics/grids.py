@@ -47,6 +47,11 @@ def check_mask(field: Tensor, mask: Tensor) -> None:
         raise ValueError(msg)
 
 
+def all_finite(image: Tensor) -> bool:
+    """Whether no voxel is NaN or infinite; mostly told by the sum, in one pass."""
+    return bool(image.sum().isfinite()) or bool(image.isfinite().all())
+
+
 def check_finite(image: Tensor, mask: Tensor, name: str) -> None:
     """Insist that ``image`` (..., X, Y, Z) is finite inside ``mask``.
 
@@ -55,6 +60,8 @@ def check_finite(image: Tensor, mask: Tensor, name: str) -> None:
     ValueError
         Naming the number of voxels in which it is not.
     """
+    if all_finite(image):
+        return
     bad = (~image.isfinite()).reshape(-1, *mask.shape).any(0) & mask
     if lost := int(bad.sum()):
         msg = (
@@ -72,9 +79,9 @@ def check_signal(phase: Tensor, magnitude: Tensor) -> Tensor:
     ValueError
         Naming the number of voxels in which one of the two is not finite.
     """
-    dark = magnitude == 0
-    if phase.isfinite().all() and magnitude.isfinite().all():
+    if all_finite(phase) and all_finite(magnitude):
         return phase
+    dark = magnitude == 0
     bad = ~(magnitude.isfinite() & (dark | phase.isfinite()))
     if lost := int(bad.reshape(-1, *bad.shape[-3:]).any(0).sum()):
         msg = (
@@ -121,6 +128,17 @@ def bounding_box(mask: Tensor) -> Box:
     ranges = [mask.any(dim=others).nonzero() for others in ((1, 2), (0, 2), (0, 1))]
     x, y, z = (slice(int(where[0]), int(where[-1]) + 1) for where in ranges)
     return x, y, z
+
+
+def surrounded(inside: Tensor) -> Tensor:
+    """Voxels of (X, Y, Z) bool that are inside with their six neighbours; beyond it is outside."""
+    inner = inside.clone()
+    for axis, n in enumerate(inside.shape):
+        inner.narrow(axis, 0, n - 1).logical_and_(inside.narrow(axis, 1, n - 1))
+        inner.narrow(axis, 1, n - 1).logical_and_(inside.narrow(axis, 0, n - 1))
+        inner.select(axis, 0).fill_(False)
+        inner.select(axis, -1).fill_(False)
+    return inner
 
 
 def in_place(part: Tensor, box: Box, like: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from qsmpipe.numerics.background.common import LocalField, one_by_one
 from qsmpipe.numerics.background.sharp import too_small
 from qsmpipe.numerics.compiled import compiled
 from qsmpipe.numerics.fourier import Zooms, convolve, irfft, padded_shape, rfft
-from qsmpipe.numerics.grids import check_mask, crop, in_place
+from qsmpipe.numerics.grids import check_mask, crop, in_place, surrounded
 from qsmpipe.numerics.kernels import ball_mean
 from qsmpipe.numerics.kernels import laplacian as eigenvalues
 from qsmpipe.numerics.masks.morphology import erode
@@ -207,17 +207,6 @@ def harperella(
 
     local, convergence = one_by_one(solve, known)
     return LocalField(in_place(local, box, mask), in_place(inner, box, mask), convergence)
-
-
-def surrounded(inside: Tensor) -> Tensor:
-    """Voxels of (X, Y, Z) bool that are inside with their six neighbours; beyond it is outside."""
-    inner = inside.clone()
-    for axis, n in enumerate(inside.shape):
-        inner.narrow(axis, 0, n - 1).logical_and_(inside.narrow(axis, 1, n - 1))
-        inner.narrow(axis, 1, n - 1).logical_and_(inside.narrow(axis, 0, n - 1))
-        inner.select(axis, 0).fill_(False)
-        inner.select(axis, -1).fill_(False)
-    return inner
 
 
 def outflow(image: Tensor, inner: Tensor, zooms: Zooms) -> Tensor:

@@ -5,11 +5,11 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from scipy.ndimage import distance_transform_edt
+from scipy.spatial import cKDTree
 from torch import Tensor
 
 from qsmpipe.numerics.fourier import Zooms
-from qsmpipe.numerics.grids import check_finite
+from qsmpipe.numerics.grids import check_finite, surrounded
 
 TWO_PI = 2 * math.pi
 
@@ -168,14 +168,14 @@ def merge_regions(
 ) -> None:
     """Shift every region by the multiple of 2 pi that brings it closest to the largest one.
 
-    Each voxel of a region within one voxel of its shortest distance to the largest region votes
-    with the difference to the nearest voxel there; the median decides.
+    Each voxel at the surface of a region, within one voxel of its shortest distance to the largest
+    region, votes with the difference to the nearest voxel there; the median decides.
     """
     main = int(np.bincount(region[region > 0]).argmax())
-    distance, nearest = distance_transform_edt(region != main, sampling=zooms, return_indices=True)
-    here = np.nonzero((region > 0) & (region != main))
-    there = tuple(index[here] for index in nearest)
-    label, far = region[here], distance[here]
+    here, surface = (_surface(part) for part in ((region > 0) & (region != main), region == main))
+    far, nearest = cKDTree(np.stack(surface, axis=1) * zooms).query(np.stack(here, axis=1) * zooms)
+    there = tuple(index[nearest] for index in surface)
+    label = region[here]
     shortest = np.full(count + 1, np.inf)
     np.minimum.at(shortest, label, far)
     facing = far <= shortest[label] + max(zooms)
@@ -189,3 +189,8 @@ def merge_regions(
     shift = np.zeros(count + 1, np.int32)
     shift[number] = votes[start + (size - 1) // 2]
     wraps += shift[region]
+
+
+def _surface(part: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Find the voxels of (X, Y, Z) bool that are not surrounded by others."""
+    return np.nonzero(part & ~surrounded(torch.from_numpy(part)).numpy())
