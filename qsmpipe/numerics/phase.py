@@ -6,11 +6,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import avg_pool3d
 
-from qsmpipe.numerics.fourier import Zooms, convolve, padded_shape
+from qsmpipe.numerics.fourier import Zooms
 from qsmpipe.numerics.grids import along, check_grid, check_signal
-from qsmpipe.numerics.kernels import gaussian
+from qsmpipe.numerics.smoothing import box_count, wide_gaussian
 from qsmpipe.numerics.solvers import Convergence
 from qsmpipe.numerics.units import check_echo_times
 
@@ -28,6 +27,12 @@ __all__ = [
 
 DEFAULT_SIGMA = 7.0
 """Width of the Gaussian that smooths the phase offset (mm)."""
+
+WHOLE = 1e-4
+"""Echo times are multiples of their step when they deviate by less than this share of it."""
+
+PIECE = 1 << 16
+"""Voxels that are wrapped at a time."""
 
 
 class Offset(NamedTuple):
@@ -68,9 +73,16 @@ def wrap(phase: Tensor) -> Tensor:
     tensor
         In rad, in (-pi, pi].
     """
-    turns = torch.ceil(phase / (2 * math.pi) - 0.5)
-    wrapped = torch.sub(phase, turns, alpha=2 * math.pi)
-    return wrapped.masked_fill_(wrapped <= -math.pi, math.pi)
+    return _wrap_in_place(phase.clone(memory_format=torch.contiguous_format))
+
+
+def _wrap_in_place(phase: Tensor) -> Tensor:
+    """Do :func:`wrap`, in pieces that stay in the processor's cache."""
+    for piece in phase.view(-1).split(PIECE if phase.device.type == "cpu" else 1 << 62):
+        turns = (piece / (2 * math.pi)).sub_(0.5).ceil_()
+        piece.sub_(turns, alpha=2 * math.pi)
+        piece.masked_fill_(piece <= -math.pi, math.pi)
+    return phase
 
 
 def combine_echoes(magnitude: Tensor) -> Tensor:
@@ -124,7 +136,9 @@ def to_radians(
         If there is neither one slope and intercept nor one for each echo.
     """
     factor, constant = (_each_echo(number, values) for number in (slope, intercept))
-    return wrap(_mend_planes(values * (sign * factor) + sign * constant, alternating))
+    phase = values * (sign * factor)
+    phase += sign * constant
+    return _wrap_in_place(_mend_planes(phase, alternating).contiguous())
 
 
 def _each_echo(number: float | Sequence[float], values: Tensor) -> float | Tensor:
@@ -165,7 +179,7 @@ def complex_to_polar(
     """
     check_grid(real, imag, ("real", "imag"))
     phase = torch.atan2(imag, real).mul_(sign)
-    return torch.hypot(real, imag), wrap(_mend_planes(phase, alternating))
+    return torch.hypot(real, imag), _wrap_in_place(_mend_planes(phase, alternating).contiguous())
 
 
 def _mend_planes(phase: Tensor, axes: Sequence[int]) -> Tensor:
@@ -299,7 +313,9 @@ def mcpc3ds(
         raise ValueError(msg)
     weight = (magnitude[0] * magnitude[1]).sqrt_()
     mask = _signal(weight)
-    evolution = _unwrap(wrap(phase[1] - phase[0]), weight, mask, zooms)
+    evolution = wrap(phase[1] - phase[0])
+    if not _whole(times[: 3 if bipolar else 2]):
+        evolution = _unwrap(evolution, weight, mask, zooms)
     difference = None
     if bipolar:
         difference = _difference(phase, magnitude, evolution, times, mask, zooms, sigma)
@@ -308,7 +324,7 @@ def mcpc3ds(
     clean = phase - offset
     if difference is not None:
         clean[1::2] -= difference
-    return Offset(wrap(clean), offset, None, difference)
+    return Offset(_wrap_in_place(clean), offset, None, difference)
 
 
 def mcpc3ds_coils(
@@ -375,7 +391,9 @@ def mcpc3ds_coils(
     assert isinstance(product, Tensor)
     weight = product.abs().sqrt_()
     mask = _signal(weight)
-    evolution = _unwrap(product.angle(), weight, mask, zooms)
+    evolution = product.angle()
+    if not _whole(times[:2]):
+        evolution = _unwrap(evolution, weight, mask, zooms)
     total: Tensor | float = 0.0
     for c in coils:
         values, amplitude = phase[c], magnitude[c]
@@ -401,6 +419,12 @@ def _check_offset(
         msg = f"sigma {sigma!r} is not above 0: give the width of the smoothing in mm"
         raise ValueError(msg)
     return times
+
+
+def _whole(times: Sequence[float]) -> bool:
+    """Whether all of the times are multiples of the step: then wraps of the evolution drop out."""
+    step = times[1] - times[0]
+    return all(abs(time / step - round(time / step)) < WHOLE for time in times)
 
 
 def _offset(
@@ -444,8 +468,27 @@ def _precision(magnitude: Tensor, factors: Sequence[float], mask: Tensor) -> Ten
 
 
 def _smooth_twice(rough: Tensor, precision: Tensor, zooms: Zooms, sigma: float) -> Tensor:
-    smooth = _smooth(rough, precision, zooms, sigma)
-    return wrap(smooth + _smooth(rough - smooth, precision, zooms, sigma))
+    """Phase of the Gaussian mean of ``precision * exp(i rough)``, twiced; 0 where no weight comes.
+
+    The phase that the first mean leaves needs no angle: its cosine and sine are products.
+    """
+    weight = precision / precision.max().clamp(min=1e-30)
+    parts = torch.stack([torch.cos(rough).mul_(weight), torch.sin(rough).mul_(weight), weight])
+    real, imag, near = wide_gaussian(parts, zooms, sigma=sigma)
+    del weight
+    size = torch.hypot(real, imag).clamp_(min=1e-30)
+    real.div_(size)
+    imag.div_(size)
+    cosine, sine, _ = parts
+    rest = torch.stack([
+        (cosine * real).addcmul_(sine, imag), (sine * real).addcmul_(cosine, imag, value=-1)
+    ])  # fmt: skip
+    del parts, cosine, sine, size
+    cosine, sine = wide_gaussian(rest, zooms, sigma=sigma)
+    twiced = torch.atan2(
+        (imag * cosine).addcmul_(real, sine), (real * cosine).addcmul_(imag, sine, value=-1)
+    )
+    return _wrap_in_place(twiced).masked_fill_(near <= 1e-4 * near.max(), 0)
 
 
 def _unwrap(
@@ -467,15 +510,6 @@ def _unwrap(
     return unwrapped - 2 * math.pi * turns.median() if turns.numel() else unwrapped
 
 
-def _smooth(phase: Tensor, weight: Tensor, zooms: Zooms, sigma: float) -> Tensor:
-    """Phase of the Gaussian mean of ``weight * exp(i phase)``; 0 where no weight comes near."""
-    shape = padded_shape(phase.shape, zooms, margin=4 * sigma)
-    transfer = gaussian(shape, zooms, sigma, like=phase)
-    parts = torch.stack([weight * torch.cos(phase), weight * torch.sin(phase), weight])
-    real, imag, near = convolve(parts / weight.max().clamp(min=1e-30), transfer, shape)
-    return torch.where(near > 1e-4 * near.max(), wrap(torch.atan2(imag, real)), 0.0)
-
-
 def _signal(magnitude: Tensor) -> Tensor:
     """Where (X, Y, Z) is above its noise, without specks and small holes.
 
@@ -490,16 +524,14 @@ def _signal(magnitude: Tensor) -> Tensor:
         noise = sample[: max(1, int(0.05 * n))].mean()
     if noise > high / 10:
         noise = torch.zeros_like(high)
-    bright = (magnitude > torch.maximum(5 * noise, high / 5)).to(magnitude)
+    bright = magnitude > torch.maximum(5 * noise, high / 5)
     widths = [5 if n >= 5 else 3 if n >= 3 else 1 for n in bright.shape]
-    density = avg_pool3d(
-        bright[None, None],
-        widths,
-        stride=1,
-        padding=[width // 2 for width in widths],
-        count_include_pad=False,
-    )
-    return density[0, 0] > 0.4
+    sizes = [
+        box_count(bright.new_ones(n, 1, 1), (width, 1, 1)).reshape(-1)
+        for n, width in zip(bright.shape, widths, strict=True)
+    ]
+    x, y, z = (along(size, axis) for axis, size in enumerate(sizes))
+    return box_count(bright, widths) * 5 > 2 * x * y * z
 
 
 def _sample(image: Tensor) -> Tensor:
