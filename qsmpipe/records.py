@@ -7,7 +7,9 @@ of another, so that runs may share an output folder at the same time. :func:`rea
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cache, cached_property
@@ -269,6 +271,17 @@ def read(output_dir: str | Path) -> Logbook:
             missing = f"{folder / record.run / 'run.json'} is missing"
             known[record.run] = Run(record.run, problem=missing)
     return Logbook(dict(sorted(known.items())), tuple(records))
+
+
+def read_record(output_dir: str | Path, run: str, name: str) -> Record | None:
+    """Read what another process has written of an acquisition in a run; None if nothing.
+
+    One that cannot be read counts as an acquisition that failed, as for :func:`read`.
+    """
+    path = log_folder(output_dir, run) / "acquisitions" / _file_name(name)
+    with suppress(OSError):
+        os.utime(path.parent)  # a folder on NFS is then read anew
+    return _record(path) if path.exists() else None
 
 
 def stamp(output_dir: str | Path) -> frozenset[tuple[str, int, int]]:

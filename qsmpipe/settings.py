@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, MinLen
 
-from qsmpipe import __version__
+from qsmpipe import __version__, slurm
 from qsmpipe.chain import Chain
 from qsmpipe.methods import (
     GIVEN,
@@ -97,6 +97,8 @@ class Settings:
     """Threads of one node; None: by the number of acquisitions."""
     mem_gb: Annotated[float, Gt(0)] | None = None
     use_plugin: str = ""
+    slurm: str = ""
+    """What the job of each subject asks of Slurm; empty: the run computes by itself."""
     stop_on_first_crash: bool = False
 
     def __post_init__(self) -> None:
@@ -181,6 +183,8 @@ class Settings:
 
     def _check_together(self) -> None:
         Chain(**self._choices()).check()
+        if self.slurm and self.use_plugin:
+            raise ValueError("slurm and use_plugin both say where steps run: leave one out")
         if self.methods("cosmos") and not self.methods("background"):
             msg = (
                 "cosmos works on local fields, and with --background none there are none: choose "
@@ -310,11 +314,12 @@ def _check_groups(parameters: Mapping[str, Any]) -> None:
             method(stage, name)
 
 
-CHECKS: Mapping[str, Callable[[Any], None]] = {
+CHECKS: Mapping[str, Callable[[Any], object]] = {
     "preset": _check_preset,
     "b0_direction": _check_direction,
     "uncertainty": _check_uncertainty,
     "reference": _check_reference,
+    "slurm": slurm.parse,
     "parameters": _check_groups,
 }
 """Settings whose values are more than a type and bounds."""

@@ -207,7 +207,8 @@ def test_a_training_on_a_device_that_is_not_there_is_refused(
 
 def test_every_option_is_a_setting_and_every_list_collects() -> None:
     modes = {"help", "version", "verbose", "dry_run", "reports_only", "boilerplate_only",
-             "config_file", "analysis_level", "set", "weights", "accept_licence"}  # fmt: skip
+             "config_file", "analysis_level", "set", "weights", "accept_licence",
+             "job_of"}  # fmt: skip
     for action in build_parser()._actions:
         assert action.dest in modes or hasattr(Settings(), action.dest), action.dest
         if action.nargs == "+":

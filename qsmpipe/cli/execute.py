@@ -17,13 +17,13 @@ import nipype
 from nipype.pipeline.engine import Node, Workflow
 from nipype.utils.filemanip import loadpkl
 
-from qsmpipe import records
+from qsmpipe import records, slurm
 from qsmpipe.checks import Examination, head_name, heads
 from qsmpipe.cli.errors import Exit, RunError
 from qsmpipe.cli.logs import log_to
 from qsmpipe.cli.plugin import ProcessPerNode, crash_folder
 from qsmpipe.cli.progress import RunProgress
-from qsmpipe.cli.resources import Plugin, has_gpu, read_plugin
+from qsmpipe.cli.resources import ON_THIS_HOST, Plugin, has_gpu, read_plugin
 from qsmpipe.cli.signals import Stopped
 from qsmpipe.derivatives import WRITER
 from qsmpipe.interfaces.lease import visible_devices
@@ -38,6 +38,9 @@ ENDED_EARLY = (
 )
 
 MISSES = "an acquisition that it needs was not done"
+
+MOST_THREADS = 8
+"""Threads of a node, unless the user wants more."""
 
 logger = logging.getLogger("qsmpipe")
 
@@ -108,11 +111,11 @@ def prepare(
     RunError
         If no acquisition's graph can be built, or the plugin or device is wrong.
     """
-    _configure(log_file, settings, verbose=verbose)
-    # Acquisitions side by side use processors better than threads of one node do.
-    threads = settings.omp_nthreads or max(1, min(_processors(settings) // len(examinations), 8))
+    threads = _threads(settings, len(examinations))
     plugin = read_plugin(settings.use_plugin)
-    use_gpu = has_gpu(settings.device, plugin)
+    elsewhere = plugin is not None and plugin[0] not in ON_THIS_HOST
+    _configure(log_file, settings, elsewhere=elsewhere, verbose=verbose)
+    use_gpu = has_gpu(settings.device, plugin, settings.slurm)
     return _graph(examinations, settings, given, threads, use_gpu, plugin)
 
 
@@ -128,7 +131,8 @@ def rehearse(
     RunError
         If no acquisition's graph can be built.
     """
-    return _graph(examinations, settings, given, 1, False, None)
+    threads = _threads(settings, len(examinations))
+    return _graph(examinations, settings, given, threads, False, None)
 
 
 def _graph(
@@ -172,7 +176,7 @@ def execute(
         Takes the record of each acquisition as soon as that is done: a run that is killed
         later leaves it.
     """
-    nodes = _nodes(graph.workflow)
+    nodes = computing_nodes(graph.workflow)
     names = {workflow: name for name, workflow in graph.workflow_names.items()}
     with RunProgress({name: len(own) for name, own in nodes.items()}) as progress:
 
@@ -228,7 +232,7 @@ def complete(
     log_file
         As for :func:`prepare`.
     """
-    nodes = _nodes(graph.workflow)
+    nodes = computing_nodes(graph.workflow)
     crashes = _crashes(settings, log_file)
     ended = {
         name: replace(started[name], status="failed", failures=(Failure("graph", reason),))
@@ -302,8 +306,11 @@ def _workflow_names(examinations: Sequence[Examination], settings: Settings) -> 
     return names | {head_name(e): head_workflow(e) for e in joined if not e.errors}
 
 
-def _configure(log_file: Path, settings: Settings, *, verbose: int) -> None:
-    """Send what Nipype and the nodes say to the log file, and tell Nipype how to run."""
+def _configure(log_file: Path, settings: Settings, *, elsewhere: bool, verbose: int) -> None:
+    """Send what Nipype and the nodes say to the log file, and tell Nipype how to run.
+
+    Of nodes that run ``elsewhere`` Nipype asks by a program, for each of them at every poll.
+    """
     log_to(log_file, ["nipype", "py.warnings"], verbose=verbose)
     for name in ("nipype.workflow", "nipype.interface", "nipype.utils"):
         logging.getLogger(name).handlers = []
@@ -313,13 +320,25 @@ def _configure(log_file: Path, settings: Settings, *, verbose: int) -> None:
             "execution": {
                 "crashdump_dir": str(log_file.parent),
                 "crashfile_format": "txt",
-                "poll_sleep_duration": 0.05,
+                "poll_sleep_duration": 2 if elsewhere else 0.05,
+                "job_finished_timeout": 30,
                 "remove_unnecessary_outputs": False,
                 "stop_on_first_crash": settings.stop_on_first_crash,
                 "check_version": False,
             }
         }
     )
+
+
+def _threads(settings: Settings, acquisitions: int) -> int:
+    """Count the threads of a node."""
+    if settings.omp_nthreads:
+        return settings.omp_nthreads
+    if settings.slurm:  # each subject has processors of its own
+        own = slurm.parse(settings.slurm).get("cpus-per-task")
+        return min(int(own or settings.nprocs or slurm.PROCESSORS), MOST_THREADS)
+    # Acquisitions side by side use processors better than threads of one node do.
+    return max(1, min(_processors(settings) // acquisitions, MOST_THREADS))
 
 
 def _processors(settings: Settings) -> int:
@@ -348,7 +367,7 @@ def _runner(
     return {"plugin": plugin, "plugin_args": arguments | own}
 
 
-def _nodes(workflow: Workflow) -> dict[str, list[Node]]:
+def computing_nodes(workflow: Workflow) -> dict[str, list[Node]]:
     """Nodes that compute something, by the name of their acquisition's workflow."""
     nodes: dict[str, list[Node]] = defaultdict(list)
     for node in workflow._create_flat_graph().nodes():

@@ -16,14 +16,20 @@ from qsmpipe.settings import Settings
 
 
 def absolute(settings: Settings) -> Settings:
-    """Write all folders from the root."""
+    """Write all folders and the filter file from the root."""
     return replace(
         settings,
         bids_dir=str(Path(settings.bids_dir).resolve()),
         output_dir=str(Path(settings.output_dir).resolve()),
         work_dir=str(Path(settings.work_dir).resolve()),
+        bids_filter_file=_resolved(settings.bids_filter_file),
+        bids_database_dir=_resolved(settings.bids_database_dir),
         derivatives={k: str(Path(v).resolve()) for k, v in settings.derivatives.items()},
     )
+
+
+def _resolved(path: str) -> str:
+    return str(Path(path).resolve()) if path else ""
 
 
 def check_folders(settings: Settings) -> None:

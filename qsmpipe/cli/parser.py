@@ -6,7 +6,7 @@ import os
 import re
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from qsmpipe.cli.words import Parser
 from qsmpipe.methods import METHODS
 from qsmpipe.nets.weights import WEIGHTS_SUFFIX
 from qsmpipe.settings import Settings, combine, parse_assignments, presets
+from qsmpipe.slurm import FORMS
 
 LEVELS = ("participant",)
 
@@ -30,6 +31,8 @@ class Request:
     reports_only: bool = False
     boilerplate_only: bool = False
     verbose: int = 0
+    job_of: str = ""
+    """The run whose job this is, for one subject (:mod:`qsmpipe.cli.slurm`)."""
 
 
 def parse(words: Sequence[str]) -> Request:
@@ -48,16 +51,19 @@ def parse(words: Sequence[str]) -> Request:
             f"analysis level {level!r} is unknown: qsmpipe knows {', '.join(LEVELS)}",
         )
     modes = {key: given.pop(key) for key in ("dry_run", "reports_only", "boilerplate_only")}
-    verbose = given.pop("verbose")
+    verbose, job_of = given.pop("verbose"), given.pop("job_of")
     config_file = given.pop("config_file")
     del given["analysis_level"]
     try:
         given["parameters"] = _parameters(given)
         given["derivatives"] = _named_paths(given["derivatives"])
         settings = combine(given, config_file)
+        if job_of:
+            settings = replace(settings, slurm="")
     except ValueError as error:
         raise RunError(Exit.USAGE, str(error)) from error
-    return Request(settings, shlex.join(["qsmpipe", *words]), verbose=verbose, **modes)
+    command = shlex.join(["qsmpipe", *words])
+    return Request(settings, command, verbose=verbose, job_of=job_of, **modes)
 
 
 def _parameters(given: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -257,6 +263,13 @@ def build_parser() -> Parser:
     add("--omp-nthreads", type=int, metavar="N", help="threads of one node")
     add("--mem-gb", "--mem", type=_memory, metavar="GB", dest="mem_gb", help="memory in all")
     add("--use-plugin", metavar="YAML", help="a Nipype plugin and its plugin_args")
+    add(
+        "--slurm",
+        metavar="KEY=VALUE[,...]",
+        help="process each subject in a job of Slurm's, and wait for all of them, as in "
+        f"partition=short,time=4:00:00; 'auto' for none of your own. Keys: {', '.join(FORMS)}",
+    )
+    add("--job-of", metavar="RUN", default="", help=argparse.SUPPRESS)
     add("--config-file", metavar="TOML", help="settings, as in logs/RUN/config.toml")
     add("--stop-on-first-crash", action="store_true", default=None)
     add("--dry-run", action="store_true", help="check the input, say what would be done")

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from qsmpipe.cli.errors import Exit, RunError
+from qsmpipe.slurm import parse
 
 ON_THIS_HOST = ("Linear", "MultiProc", "LegacyMultiProc")
 """Nipype's plugins that hand no node to another host."""
@@ -55,8 +56,17 @@ def read_plugin(path: str) -> Plugin | None:
     return plugin, own
 
 
-def has_gpu(device: str, plugin: Plugin | None) -> bool:
+def has_gpu(device: str, plugin: Plugin | None, slurm: str = "") -> bool:
     """Whether nodes shall compute on a GPU.
+
+    Parameters
+    ----------
+    device : str
+        What the user chose: ``auto``, ``cpu`` or ``cuda``.
+    plugin
+        The user's own plugin.
+    slurm : str
+        What jobs of Slurm ask for; with ``auto``, a GPU or none. Empty where there are no jobs.
 
     Raises
     ------
@@ -65,6 +75,8 @@ def has_gpu(device: str, plugin: Plugin | None) -> bool:
     """
     if device == "cpu":
         return False
+    if slurm:
+        return device == "cuda" or "gpu" in parse(slurm).get("gres", "")
     if device == "cuda" and plugin is not None and plugin[0] not in ON_THIS_HOST:
         return True  # the host that submits jobs need not have what they ask for
     import torch

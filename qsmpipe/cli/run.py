@@ -14,10 +14,11 @@ from qsmpipe.cli.errors import DISK, Exit, RunError, remedy
 from qsmpipe.cli.inputs import absolute, check_folders, examine, find, validate, with_given
 from qsmpipe.cli.logs import announce, announce_heads, line, log_to
 from qsmpipe.cli.parser import Request
+from qsmpipe.cli.queue import attempt_folder, check_job, check_slurm
 from qsmpipe.cli.rehearsal import dry_run
 from qsmpipe.cli.reporting import report, report_anew, write_methods_text
 from qsmpipe.cli.resources import has_gpu, read_plugin
-from qsmpipe.cli.signals import Stopped, Watch, stoppable
+from qsmpipe.cli.signals import Watch, stoppable
 from qsmpipe.records import Logbook, Record, Run
 from qsmpipe.settings import Settings, versions
 
@@ -43,7 +44,11 @@ def run(request: Request) -> int:
         if request.reports_only:
             return report_anew(output)
         if not request.boilerplate_only:
-            has_gpu(settings.device, read_plugin(settings.use_plugin))
+            has_gpu(settings.device, read_plugin(settings.use_plugin), settings.slurm)
+            if settings.slurm:
+                check_slurm(settings)
+            if request.job_of:
+                check_job(settings, request.job_of)
         validate(settings)
         found = find(settings)
         examinations, given = with_given(examine(found, settings), settings)
@@ -67,17 +72,21 @@ def _process(
     given: dict[str, dict[str, Path]],
     watch: Watch,
 ) -> int:
-    """Run what passed the input check, and leave records and reports of everything."""
-    output = Path(settings.output_dir)
+    """Run what passed the input check, and leave records and reports of everything.
+
+    A job of another run leaves that run the records of its acquisitions, and no report.
+    """
+    output, is_job = Path(settings.output_dir), bool(request.job_of)
     started = records.now()
     this = Run(
-        id=f"{started:%Y%m%d-%H%M%S}_{uuid.uuid4()}",
+        id=request.job_of or f"{started:%Y%m%d-%H%M%S}_{uuid.uuid4()}",
         command=request.command,
         started=started,
         versions=versions(),
         settings=tomllib.loads(settings.as_toml()),
     )
-    log_file = _prepare_output(output, settings, this)
+    own = attempt_folder(settings, this.id) if is_job else records.log_folder(output, this.id)
+    log_file = _prepare_output(output, settings, own)
     examined = {e.acquisition.name: e for e in examinations} | {head_name(e): e for e in heads}
     found = {name: _record(name, examination, this) for name, examination in examined.items()}
     if request.boilerplate_only:
@@ -97,16 +106,30 @@ def _process(
 
         graph = prepare(ready, settings, given, log_file=log_file, verbose=request.verbose)
         found |= {n: replace(found[n], plan=plan) for n, plan in graph.plans.items()}
-        _write_records(output, this, found)
-        keep = partial(records.write_record, output)
-        ending = execute(graph, settings, found, log_file=log_file, keep=keep)
-        stopped = ending.stopped
-        with watch.held():
+        if not is_job:
+            records.write_run(output, this)
+        _write_records(output, found)
+        if settings.slurm:
+            from qsmpipe.cli.slurm import run_jobs
+
+            by_jobs, stopped = run_jobs(graph, settings, found, watch, verbose=request.verbose)
+            ended = found | by_jobs
+            # A job tells itself which maps it has replaced: it saw them before and after.
+            old = {name: maps for name, maps in old.items() if ended[name].status != "done"}
+        else:
+            keep = partial(records.write_record, output)
+            ending = execute(graph, settings, found, log_file=log_file, keep=keep)
+            stopped = ending.stopped
+    with watch.held():
+        if ready and not settings.slurm:
             ended = found | complete(graph, ending, found, settings, log_file=log_file)
-            ended = _finish(output, this, ended, old, before, stopped)
-    else:
-        ended = _finish(output, this, ended, old, before, stopped)
-    unreported = report(output, this, {e.acquisition.subject for e in examinations})
+        ended = _with_earlier(output, ended, old, before)
+        _write_records(output, ended)
+        if not is_job:
+            reason = stopped.name if stopped else ""
+            records.write_run(output, replace(this, finished=records.now(), stopped_by=reason))
+    subjects = {e.acquisition.subject for e in examinations}
+    unreported = [] if is_job else report(output, this, subjects)
     code = _conclude(ended, output, log_file, settings)
     if stopped:
         line(f"{stopped}: the same command goes on from where this run ended")
@@ -114,21 +137,17 @@ def _process(
     return code or (Exit.FAILURE if unreported else Exit.OK)
 
 
-def _finish(
+def _with_earlier(
     output: Path,
-    this: Run,
     ended: Mapping[str, Record],
     old: Mapping[str, derivatives.State],
     before: Logbook,
-    stopped: Stopped | None,
 ) -> dict[str, Record]:
-    """Write the records, in which the maps that earlier runs left are named."""
-    final = {}
-    for name, record in ended.items():
-        left = derivatives.unchanged(output, old[name])
-        final[name] = replace(record, earlier=records.earlier(before, name, left))
-    reason = stopped.name if stopped else ""
-    _write_records(output, replace(this, finished=records.now(), stopped_by=reason), final)
+    """Name the maps that earlier runs left, where ``old`` tells what there was."""
+    final = dict(ended)
+    for name, maps in old.items():
+        left = derivatives.unchanged(output, maps)
+        final[name] = replace(ended[name], earlier=records.earlier(before, name, left))
     return final
 
 
@@ -159,9 +178,8 @@ def _conclude(
     return Exit.BAD_DATA if states.count("refused") == len(states) else Exit.FAILURE
 
 
-def _prepare_output(output: Path, settings: Settings, this: Run) -> Path:
-    """Make the output folder a derivative dataset, and the run's own folder in it; log there."""
-    own = records.log_folder(output, this.id)
+def _prepare_output(output: Path, settings: Settings, own: Path) -> Path:
+    """Make the output folder a derivative dataset; write settings and log into ``own``."""
     try:
         files.write(own / "config.toml", settings.as_toml())
         derivatives.write_description(output, Path(settings.bids_dir))
@@ -190,7 +208,6 @@ def _record(name: str, examination: Examination, this: Run) -> Record:
     )
 
 
-def _write_records(output: Path, this: Run, ended: Mapping[str, Record]) -> None:
-    records.write_run(output, this)
+def _write_records(output: Path, ended: Mapping[str, Record]) -> None:
     for record in ended.values():
         records.write_record(output, record)
