@@ -1,4 +1,4 @@
-"""Morphology of masks in mm: the same ball on every grid, exact by distance transforms."""
+"""Morphology of masks in mm: the same ball on every grid, exactly."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -39,8 +39,7 @@ def erode(mask: Tensor, zooms: Zooms, *, radius: float) -> Tensor:
     array, box = _cropped(mask, (0, 0, 0))
     if radius <= 0 or not array.any():
         return mask.clone()
-    distance = ndimage.distance_transform_edt(np.pad(array, 1), sampling=zooms)[1:-1, 1:-1, 1:-1]
-    return _pasted(distance**2 > radius**2 * (1 + ROUNDING), box, mask)
+    return _pasted(_over_ball(np.logical_and, array, zooms, radius), box, mask)
 
 
 def dilate(mask: Tensor, zooms: Zooms, *, radius: float) -> Tensor:
@@ -62,8 +61,48 @@ def dilate(mask: Tensor, zooms: Zooms, *, radius: float) -> Tensor:
     array, box = _cropped(mask, [math.ceil(radius / zoom) for zoom in zooms])
     if radius <= 0 or not array.any():
         return mask.clone()
-    distance = ndimage.distance_transform_edt(~array, sampling=zooms)
-    return _pasted(distance**2 <= radius**2 * (1 + ROUNDING), box, mask)
+    return _pasted(_over_ball(np.logical_or, array, zooms, radius), box, mask)
+
+
+def _over_ball(operation: np.ufunc, array: np.ndarray, zooms: Zooms, radius: float) -> np.ndarray:
+    """Join (X, Y, Z) bool over the ball around each voxel by "and" or "or"; beyond it is False.
+
+    The ball is a bundle of rods along the last axis. Rods of each length are joined first, then
+    those of one length at all their places, eight voxels to a byte.
+    """
+    reach = radius**2 * (1 + ROUNDING)
+    beyond = [int(reach**0.5 / zoom) for zoom in zooms]
+    x, y = (
+        (zoom * np.arange(-most, most + 1)) ** 2
+        for zoom, most in zip(zooms[:2], beyond[:2], strict=True)
+    )
+    room = reach - (x[:, None] + y)
+    lengths = np.where(room < 0, -1, (np.maximum(room, 0) ** 0.5 / zooms[2]).astype(int))
+    nx, ny, nz = array.shape
+    bits = np.bitwise_and if operation is np.logical_and else np.bitwise_or
+    rods = array.copy()
+    joined = np.packbits(rods, axis=-1)
+    for length in range(beyond[2] + 1):
+        if length:
+            _join_shifted(operation, rods, array, length)
+        places = np.argwhere(lengths == length)
+        if not len(places):
+            continue
+        packed = np.packbits(rods, axis=-1)
+        padded = np.pad(packed, [(beyond[0], beyond[0]), (beyond[1], beyond[1]), (0, 0)])
+        for i, j in places:
+            bits(joined, padded[i : i + nx, j : j + ny], out=joined)
+    return np.unpackbits(joined, axis=-1, count=nz).view(bool)
+
+
+def _join_shifted(operation: np.ufunc, rods: np.ndarray, array: np.ndarray, shift: int) -> None:
+    """Join ``rods`` with what ``array`` has ``shift`` voxels away along the last axis."""
+    n = array.shape[-1]
+    kept, moved = slice(min(shift, n), None), slice(max(n - shift, 0))
+    operation(rods[..., kept], array[..., moved], out=rods[..., kept])
+    operation(rods[..., moved], array[..., kept], out=rods[..., moved])
+    if operation is np.logical_and:  # beyond the array is False
+        rods[..., : min(shift, n)] = rods[..., max(n - shift, 0) :] = False
 
 
 def fill_holes(mask: Tensor, zooms: Zooms, *, max_volume: float = math.inf) -> Tensor:
