@@ -38,10 +38,16 @@ def wide_gaussian(images: Tensor, zooms: Zooms, *, sigma: float) -> Tensor:
         _matrices(n, zoom, sigma, like=images)
         for n, zoom in zip(images.shape[-3:], zooms, strict=True)
     ]
-    for there, axis in reversed([(there, axis) for axis, (there, _) in enumerate(pairs)]):
-        images = _along(there, images, axis)
+    images = along_axes([there for there, _ in pairs], images)
     for axis, (_, back) in enumerate(pairs):
         images = images if back is None else _along(back, images, axis)
+    return images
+
+
+def along_axes(matrices: Sequence[Tensor], images: Tensor) -> Tensor:
+    """Multiply the lines of (..., X, Y, Z) along each axis by a matrix (M, N) of its own."""
+    for axis in (2, 1, 0):
+        images = _along(matrices[axis], images, axis)
     return images
 
 

@@ -7,16 +7,20 @@ from typing import Annotated, NamedTuple
 import numpy as np
 import torch
 from annotated_types import Interval
-from scipy import ndimage, sparse
+from scipy import ndimage
 from torch import Tensor
 
 from qsmpipe.numerics.fourier import Zooms
 from qsmpipe.numerics.masks.morphology import largest_core
 from qsmpipe.numerics.masks.threshold import bias_field
 from qsmpipe.numerics.parameters import Count, NotNegative, Positive, checked
+from qsmpipe.numerics.smoothing import along_axes
 
 SUBDIVISIONS = 4
 """Of the icosahedron: 2562 vertices, about 4 mm apart on a brain."""
+
+CORNERS = 12
+"""Of the icosahedron: the first vertices, which have five neighbours where others have six."""
 
 ADULT = 70.0
 """Radius (mm) of a head that the lengths below are for; a smaller head shortens them."""
@@ -55,15 +59,6 @@ class _Head(NamedTuple):
     median: float
     centre: np.ndarray
     radius: float
-
-
-class _Mesh(NamedTuple):
-    """Topology of the surface: it does not change while the surface grows."""
-
-    faces: np.ndarray
-    edges: np.ndarray
-    neighbours: sparse.csr_array
-    incidence: sparse.csr_array
 
 
 LEAST_ECHO_TIME = 0.004
@@ -137,12 +132,13 @@ def bet(
     volume = first.numpy()
     head = _look(volume, zooms)
     scale = min(1.0, head.radius / ADULT)
-    sampled = _resample(volume, zooms, STEP * scale)
-    mesh, sphere = _mesh(SUBDIVISIONS)
+    sampled = _resample(first, zooms, STEP * scale)
+    sphere, faces = icosphere(SUBDIVISIONS)
+    rings = _rings(faces)
     for attempt in range(ATTEMPTS):
         surface = _grow(
             head.centre + head.radius / 2 * sphere,
-            mesh,
+            rings,
             sampled,
             head,
             scale=scale,
@@ -150,7 +146,7 @@ def bet(
             smoothness=smoothness * 2**attempt,
             iterations=iterations,
         )
-        winding = winding_number(surface / zooms, mesh.faces, volume.shape)
+        winding = winding_number(surface / zooms, faces, volume.shape)
         folded = np.count_nonzero((winding < 0) | (winding > 1))
         if folded <= FOLDED * np.count_nonzero(winding):
             break
@@ -174,44 +170,52 @@ def _look(volume: np.ndarray, zooms: Zooms) -> _Head:
     if low >= high:  # a binary image: its zeros are the dark part
         low = 0.0
     rough = low + 0.1 * (high - low)
-    inside = np.argwhere(volume > rough)
-    weights = np.minimum(volume[volume > rough], high) - low
-    centre = weights @ inside / weights.sum() * zooms
-    radius = (3 / (4 * math.pi) * len(inside) * math.prod(zooms)) ** (1 / 3)
-    near = np.sum((inside * zooms - centre) ** 2, axis=1) < radius**2
-    local = volume[tuple(inside[near].T)]
+    bright = volume > rough
+    weights = np.where(bright, np.minimum(volume, high) - low, 0).astype(np.float32)
+    lines = [weights.sum(axis=others, dtype=np.float64) for others in ((1, 2), (0, 2), (0, 1))]
+    places = [zoom * np.arange(n) for zoom, n in zip(zooms, volume.shape, strict=True)]
+    centre = np.array([
+        line @ place / line.sum() for line, place in zip(lines, places, strict=True)
+    ])  # fmt: skip
+    radius = (3 / (4 * math.pi) * np.count_nonzero(bright) * math.prod(zooms)) ** (1 / 3)
+    x, y, z = ((place - middle) ** 2 for place, middle in zip(places, centre, strict=True))
+    near = (x[:, None, None] + y[:, None] + z).astype(np.float32) < radius**2
+    local = volume[near & bright]
     median = np.median(local[local < high]) if np.any(local < high) else high
     return _Head(float(low), float(high), float(rough), float(median), centre, float(radius))
 
 
-def _resample(volume: np.ndarray, zooms: Zooms, step: float) -> tuple[np.ndarray, float]:
+def _resample(volume: Tensor, zooms: Zooms, step: float) -> tuple[np.ndarray, float]:
     """Smoothed volume on a grid of ``step`` mm with the same first voxel."""
-    sigma = [BLUR * step / STEP / zoom for zoom in zooms]
-    shape = [int((n - 1) * zoom / step) + 1 for n, zoom in zip(volume.shape, zooms, strict=True)]
-    return ndimage.affine_transform(
-        ndimage.gaussian_filter(volume, sigma, mode="nearest"),
-        step / np.asarray(zooms),
-        output_shape=tuple(shape),
-        order=1,
-        mode="nearest",
-    ), step
+    matrices = []
+    for n, zoom in zip(volume.shape, zooms, strict=True):
+        blurred = ndimage.gaussian_filter1d(np.eye(n), BLUR * step / STEP / zoom, mode="nearest")
+        place = np.arange(int((n - 1) * zoom / step) + 1) * step / zoom
+        below = np.minimum(place.astype(int), max(n - 2, 0))
+        share = (place - below)[:, None]
+        above = np.minimum(below + 1, n - 1)
+        matrix = (1 - share) * blurred.T[below] + share * blurred.T[above]
+        matrices.append(torch.from_numpy(matrix).to(volume))
+    return along_axes(matrices, volume).contiguous().numpy(), step
 
 
-def _mesh(subdivisions: int) -> tuple[_Mesh, np.ndarray]:
-    """Icosphere of radius 1: its topology and its vertices (N, 3), faces turned outwards."""
-    vertices, faces = icosphere(subdivisions)
-    edges = np.unique(np.sort(faces[:, [0, 1, 1, 2, 2, 0]].reshape(-1, 2)), axis=0)
-    both = np.concatenate([edges, edges[:, ::-1]])
-    count = len(vertices)
-    degree = np.bincount(both[:, 0], minlength=count)
-    neighbours = sparse.csr_array(
-        (1 / degree[both[:, 0]], (both[:, 0], both[:, 1])), shape=(count, count)
-    )
-    corner = np.repeat(np.arange(len(faces)), 3)
-    incidence = sparse.csr_array(
-        (np.ones(corner.size), (faces.ravel(), corner)), shape=(count, len(faces))
-    )
-    return _Mesh(faces, edges, neighbours, incidence), vertices
+def _rings(faces: np.ndarray) -> np.ndarray:
+    """Neighbours of each vertex (7, N), counter-clockwise from outside, until the first again.
+
+    The first :data:`CORNERS` vertices have five, and their first one three times.
+    """
+    following = {
+        (int(face[i]), int(face[(i + 1) % 3])): int(face[(i + 2) % 3])
+        for face in faces
+        for i in range(3)
+    }
+    ring = dict(following.keys())
+    rings = [np.array([ring[vertex] for vertex in range(len(ring))])]
+    for _ in range(6):
+        rings.append(np.array([following[pair] for pair in enumerate(rings[-1].tolist())]))
+    rings[6] = rings[0]
+    rings[5][:CORNERS] = rings[0][:CORNERS]
+    return np.stack(rings)
 
 
 def icosphere(subdivisions: int) -> tuple[np.ndarray, np.ndarray]:
@@ -247,7 +251,7 @@ def icosphere(subdivisions: int) -> tuple[np.ndarray, np.ndarray]:
 
 def _grow(
     surface: np.ndarray,
-    mesh: _Mesh,
+    rings: np.ndarray,
     sampled: tuple[np.ndarray, float],
     head: _Head,
     *,
@@ -258,54 +262,60 @@ def _grow(
 ) -> np.ndarray:
     """Vertices (N, 3) in mm after the paper's forces: spacing, smoothness, intensity."""
     volume, step = sampled
-    edge = (np.array(volume.shape) - 1) * step
     depths = np.arange(0, DEEP * scale + step / 2, step)
     shallow = np.count_nonzero(depths <= SHALLOW * scale)
+    depths = (depths / step).astype(np.float32)
     tight, wide = 1 / (TIGHT * scale), 1 / (WIDE * scale)
     middle, slope = (tight + wide) / 2, 6 / (tight - wide)
-    before = surface
+    size = np.array(volume.shape, np.float32)[:, None]
+    degree = np.full(surface.shape[0], 6, np.float32)
+    degree[:CORNERS] = 5
+    place = before = np.ascontiguousarray(surface.T / step, np.float32)
     for iteration in range(1, iterations + 1):
-        a, b, c = (surface[mesh.faces[:, corner]] for corner in range(3))
-        normal = mesh.incidence @ np.cross(b - a, c - a)
-        normal /= np.maximum(np.linalg.norm(normal, axis=1, keepdims=True), 1e-12)
-        length = np.linalg.norm(np.diff(surface[mesh.edges], axis=1), axis=-1).mean()
-
-        towards = mesh.neighbours @ surface - surface
-        along = np.sum(towards * normal, axis=1, keepdims=True)
-        tangent = towards - along * normal
-        curvature = 2 * np.abs(along) / length**2
-        smoothing = (1 + np.tanh(slope * (curvature - middle))) / 2
-
-        profile = _profile(volume, surface / step, normal / step, depths)
-        darkest = np.clip(profile.min(axis=1), head.low, head.median)
-        brightest = np.clip(profile[:, :shallow].max(axis=1), head.rough, head.median)
-        local = head.low + fraction * (brightest - head.low)
-        push = 2 * (darkest - local) / (brightest - head.low)
-
-        surface = (
-            surface
-            + 0.5 * tangent
-            + np.minimum(smoothness * smoothing, 1) * along * normal
-            + 0.05 * length * push[:, None] * normal
+        sides = place.take(rings, axis=1, mode="clip") - place[:, None]
+        x, y, z = sides
+        normal = np.stack(
+            [
+                np.einsum("kn,kn->n", one[:-1], two[1:]) - np.einsum("kn,kn->n", two[:-1], one[1:])
+                for one, two in ((y, z), (z, x), (x, y))
+            ]
         )
-        surface = np.clip(surface, -step / 2, edge + step / 2)
+        normal /= np.maximum(np.sqrt(np.einsum("in,in->n", normal, normal)), 1e-12)
+        lengths = np.sqrt(np.einsum("ikn,ikn->kn", sides[:, :6], sides[:, :6]))
+        length = (lengths.sum() - lengths[5, :CORNERS].sum()) / degree.sum() * step
+        towards = sides[:, :6].sum(axis=1)
+        towards[:, :CORNERS] -= sides[:, 5, :CORNERS]
+        towards /= degree
+        along = np.einsum("in,in->n", towards, normal)
+
+        profile = _profile(volume, place, normal, depths)
+        darkest = np.clip(profile.min(axis=0), head.low, head.median)
+        brightest = np.clip(profile[:shallow].max(axis=0), head.rough, head.median)
+        push = 2 * (darkest - head.low) / (brightest - head.low) - 2 * fraction
+        curvature = 2 * np.abs(along) * (step / length**2)
+        smoothing = smoothness * (1 + np.tanh(slope * (curvature - middle))) / 2
+
+        # Half of what lies along the surface, and what the two forces ask for across it.
+        outwards = (np.minimum(smoothing, 1) - 0.5) * along + 0.05 * (length / step) * push
+        place = place + 0.5 * towards + outwards.astype(np.float32) * normal
+        place = np.clip(place, np.float32(-0.5), size - np.float32(0.5))
         if iteration % CHECK == 0:
-            if np.linalg.norm(surface - before, axis=1).mean() < SETTLED * scale:
+            if np.linalg.norm(place - before, axis=0).mean() * step < SETTLED * scale:
                 break
-            before = surface
-    return surface
+            before = place
+    return place.T.astype(float) * step
 
 
 def _profile(
     volume: np.ndarray, points: np.ndarray, normal: np.ndarray, depths: np.ndarray
 ) -> np.ndarray:
-    """Nearest voxels (N, D) below ``points`` (N, 3) at ``depths``."""
-    index = np.zeros((len(points), len(depths)), dtype=np.int32)
-    for axis, n in enumerate(volume.shape):
-        place = points[:, axis, None] - depths * normal[:, axis, None] + 0.5
-        index *= n
-        index += np.clip(place, 0, n - 1).astype(np.int32)
-    return volume.ravel()[index]
+    """Nearest voxels (D, N) below ``points`` (3, N) at ``depths``, in voxels."""
+    index: np.ndarray | int = 0
+    for n, point, side in zip(volume.shape, points + np.float32(0.5), normal, strict=True):
+        place = point - depths[:, None] * side
+        np.clip(place, 0, n - 1, out=place)
+        index = index * n + place.astype(np.int32)
+    return volume.ravel().take(index, mode="clip")
 
 
 def winding_number(vertices: np.ndarray, faces: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
