@@ -251,14 +251,14 @@ def _checked(mask: Tensor) -> Tensor:
 def _cropped(mask: Tensor, margin: Sequence[int]) -> tuple[np.ndarray, tuple[slice, ...]]:
     """Box around the mask, ``margin`` voxels wider where the grid allows, and where it stands."""
     array = _checked(mask).cpu().numpy()
-    found = ndimage.find_objects(array.astype(np.uint8))
-    if not found:
+    if not array.any():
         return array, (slice(None),) * 3
-    box = tuple(
-        slice(max(side.start - extra, 0), side.stop + extra)
-        for side, extra in zip(found[0], margin, strict=True)
-    )
-    return array[box], box
+    box = [slice(None)] * 3
+    for axis, extra in enumerate(margin):
+        others = tuple(other for other in range(3) if other != axis)
+        found = np.nonzero(array[tuple(box)].any(axis=others))[0]
+        box[axis] = slice(max(found[0] - extra, 0), found[-1] + 1 + extra)
+    return array[tuple(box)], tuple(box)
 
 
 def _pasted(array: np.ndarray, box: tuple[slice, ...], like: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+import numpy as np
 import torch
 from skimage.filters import threshold_otsu
 from torch import Tensor
@@ -85,8 +86,11 @@ def otsu(image: Tensor) -> float:
     ValueError
         If they are all the same.
     """
-    values = image[image > 0].cpu().numpy()
-    if values.size == 0 or values.min() == values.max():
+    least = torch.where(image > 0, image, torch.inf).min().item()
+    greatest = image.max().item()
+    if least >= greatest:
         msg = "the quality map is constant: Otsu's method finds no threshold in it, give a number"
         raise ValueError(msg)
-    return float(threshold_otsu(values, nbins=BINS))
+    counts = torch.histc(image, BINS, least, greatest).cpu().numpy()
+    edges = np.linspace(least, greatest, BINS + 1)
+    return float(threshold_otsu(hist=(counts, (edges[:-1] + edges[1:]) / 2)))

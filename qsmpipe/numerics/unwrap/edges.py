@@ -128,7 +128,9 @@ def edge_weights(
     ratio = echo_times[echo] / echo_times[other] if several and echo_times is not None else 1.0
     amplitude, maximum = phase[echo], 1.0
     if magnitude is not None:
-        amplitude = np.nan_to_num(magnitude[echo], nan=0.0, posinf=0.0, neginf=0.0)
+        amplitude = magnitude[echo]
+        if not np.isfinite(amplitude.sum()):
+            amplitude = np.nan_to_num(amplitude, nan=0.0, posinf=0.0, neginf=0.0)
         if use[4] or use[5]:
             known = amplitude if inside is None else amplitude[inside]
             maximum = float(np.quantile(known, 0.95)) if known.size else 0.0

@@ -312,8 +312,10 @@ def quality_map(
     values = _as_array(phase.reshape(-1, *phase.shape[-3:]))
     amplitude = None if magnitude is None else _as_array(magnitude.reshape(values.shape))
     edges = edge_weights(values, amplitude, 0, echo_times, WEIGHTS["romeo"])
-    np.nan_to_num(edges, copy=False, nan=0.0)
     total = edges.sum(0)
+    if not np.isfinite(total.sum()):
+        np.nan_to_num(edges, copy=False, nan=0.0)
+        total = edges.sum(0)
     for axis in range(3):
         before = np.moveaxis(edges[axis], axis, 0)
         np.moveaxis(total, axis, 0)[1:] += before[:-1]
