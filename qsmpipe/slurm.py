@@ -24,7 +24,7 @@ FORMS: Mapping[str, tuple[str, str]] = {
     "mem": (r"[1-9]\d*[KMGT]", "an amount with its unit, as in 16G"),
     "cpus-per-task": (r"[1-9]\d*", "a number above 0"),
     "gres": (LIST, "what Slurm knows, as in gpu:1 or gpu:a100:1"),
-    "throttle": (r"[1-9]\d*", "how many jobs may run at a time"),
+    "throttle": (r"[1-9]\d*", "a number above 0, of jobs that may run at a time"),
 }
 """Keys of ``--slurm``: form of the value, and how it is said. All but ``throttle`` are long
 options of ``sbatch``."""

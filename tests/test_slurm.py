@@ -11,6 +11,8 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import datasets
@@ -21,9 +23,11 @@ from nipype.pipeline.engine import Node
 from qsmpipe import files, records, slurm
 from qsmpipe.cli import main
 from qsmpipe.cli import slurm as jobs
+from qsmpipe.cli.inputs import absolute
+from qsmpipe.cli.needs import needs
 from qsmpipe.cli.queue import Job, State, mark
-from qsmpipe.cli.slurm import needs
 from qsmpipe.interfaces.uncertainty import Uncertainty
+from qsmpipe.records import Failure, Record
 from qsmpipe.settings import Settings
 from qsmpipe.slurm import Resources, parse, script, seconds_of
 
@@ -107,7 +111,8 @@ def test_needs_follow_from_the_nodes() -> None:
     assert own.memory_gb == pytest.approx(slurm.OVERHEAD_GB + 1.2 * 3.0)
     assert own.seconds == 900 + 3 * 60 + 6 * 600
     assert not own.use_gpu
-    assert needs(nodes, Settings(slurm="auto", nprocs=2)).processors == 2
+    given = needs(nodes, Settings(slurm="auto", nprocs=2, mem_gb=9.0))
+    assert (given.processors, given.memory_gb) == (2, 9.0)
     two = needs(nodes, Settings(slurm="cpus-per-task=8"))
     assert two.processors == 8
     assert two.memory_gb == pytest.approx(slurm.OVERHEAD_GB + 1.2 * 5.0), "two at a time"
@@ -214,6 +219,46 @@ def test_a_job_that_slurm_starts_anew_is_waited_for(
     assert list(jobs.finished(waiting, settings, "one")) == [(job, State("FAILED"))]
     assert waiting == {}
     assert next(told, "all asked") == "all asked"
+
+
+def test_a_head_at_several_orientations_ends_with_the_job_of_its_subject(tmp_path: Path) -> None:
+    names = {
+        "sub-01_acq-a": "01",
+        "sub-01_acq-b": "01",
+        "sub-01_desc-cosmos": "01",
+        "sub-02": "02",
+    }
+    started = {name: Record(name, subject, "one") for name, subject in names.items()}
+    started["sub-01_acq-b"] = replace(started["sub-01_acq-b"], status="refused")
+    records.write_record(tmp_path, replace(started["sub-01_acq-a"], status="done"))
+    found = jobs.records_of(str(tmp_path), "one", started, "01", "no luck")
+    assert [(name, record.status) for name, record in found.items()] == [
+        ("sub-01_acq-a", "done"), ("sub-01_desc-cosmos", "failed"),
+    ]  # fmt: skip
+    assert found["sub-01_desc-cosmos"].failures == (Failure("job", "no luck"),)
+
+
+def test_a_step_that_fails_for_want_of_memory_is_told_with_what_slurm_tells(
+    tmp_path: Path,
+) -> None:
+    killed = Failure("tfi", "was killed by SIGKILL")
+    record = Record("sub-01", "01", "one", status="failed", failures=(killed,))
+    records.write_record(tmp_path, record)
+    started = {"sub-01": Record("sub-01", "01", "one")}
+    take = partial(jobs.records_of, str(tmp_path), "one", started, "01", "out of memory")
+    assert take()["sub-01"].failures == (killed,)
+    assert take(out_of_memory=True)["sub-01"].failures == (
+        killed,
+        Failure("job", "out of memory"),
+    )
+
+
+def test_paths_mean_the_same_in_a_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = absolute(Settings(bids_filter_file="filter.json", bids_database_dir="index"))
+    assert found.bids_filter_file == str(tmp_path / "filter.json")
+    assert found.bids_database_dir == str(tmp_path / "index")
+    assert absolute(Settings()).bids_filter_file == ""
 
 
 @pytest.fixture

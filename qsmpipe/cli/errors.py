@@ -24,7 +24,7 @@ class Exit(IntEnum):
     """No acquisition passed the input check."""
     NO_INPUT = 66
     UNAVAILABLE = 69
-    """A package that the command needs is not installed."""
+    """What the command needs is not installed."""
     CANNOT_CREATE = 73
     IO_ERROR = 74
     """The disk filled up, or could no longer be written to, while the run went on."""

@@ -124,7 +124,7 @@ def rehearse(
     settings: Settings,
     given: Mapping[str, Mapping[str, Path]],
 ) -> Graph:
-    """Build the graph as :func:`prepare` does, for its plan alone: on the CPU, without a log.
+    """Build the graph as :func:`prepare` does, for its plan and its needs, without a log.
 
     Raises
     ------
@@ -132,7 +132,8 @@ def rehearse(
         If no acquisition's graph can be built.
     """
     threads = _threads(settings, len(examinations))
-    return _graph(examinations, settings, given, threads, False, None)
+    use_gpu = bool(settings.slurm) and has_gpu(settings.device, None, settings.slurm)
+    return _graph(examinations, settings, given, threads, use_gpu, None)
 
 
 def _graph(

@@ -1,10 +1,8 @@
 """What Slurm is told and asked: arrays of jobs, their states, their end."""
 
 import os
-import shutil
 import signal
 import site
-import socket
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,11 +12,8 @@ from typing import NamedTuple
 
 import qsmpipe
 from qsmpipe import files, records
-from qsmpipe.cli.errors import Exit, RunError
 from qsmpipe.settings import Settings
 from qsmpipe.slurm import script
-
-PROGRAMS = ("sbatch", "squeue", "scancel")
 
 FINAL = frozenset({"", "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL",
                    "OUT_OF_MEMORY", "PREEMPTED", "TIMEOUT"})  # fmt: skip
@@ -119,62 +114,12 @@ def attempt_folder(settings: Settings, run: str) -> Path:
 
 def mark(settings: Settings, run: str) -> Path:
     """File in the work folder that names the arrays of a run while they are in the queue."""
-    return _marks(settings) / run
+    return marks(settings) / run
 
 
-def _marks(settings: Settings) -> Path:
+def marks(settings: Settings) -> Path:
+    """Folder of those files."""
     return Path(settings.work_dir) / "slurm"
-
-
-def check_slurm(settings: Settings) -> None:
-    """Refuse a machine that cannot submit jobs, and a work folder that other jobs use.
-
-    Raises
-    ------
-    RunError
-        It says what is lacking, or which jobs they are.
-    """
-    if os.environ.get("QSMPIPE_CONTAINER"):
-        raise RunError(
-            Exit.UNAVAILABLE,
-            "--slurm: jobs would start outside of this container: install qsmpipe without it, or "
-            "submit containers/slurm.sh, whose jobs start the container",
-        )
-    if missing := [program for program in PROGRAMS if not shutil.which(program)]:
-        raise RunError(
-            Exit.UNAVAILABLE,
-            f"--slurm: there is no {missing[0]} on the PATH: run where jobs are submitted",
-        )
-    marks = sorted(_marks(settings).glob("*"))
-    arrays = " ".join(path.read_text() for path in marks).split()
-    known = states(arrays) if arrays else {}
-    alive = [id_ for id_, state in (known or {}).items() if not state.is_final]
-    if alive or known is None:
-        named = sorted({id_.partition("_")[0] for id_ in alive}) or arrays
-        raise RunError(
-            Exit.USAGE,
-            f"--slurm: jobs of an earlier run may still use {settings.work_dir}: wait for them, "
-            f"or end them (scancel {' '.join(named)})",
-        )
-    for path in marks:
-        path.unlink()
-
-
-def check_job(settings: Settings, run: str) -> None:
-    """Refuse a job whose work folder is not that of the run that submitted it.
-
-    Raises
-    ------
-    RunError
-        It names folder and machine.
-    """
-    marks = _marks(settings)
-    if not marks.is_dir() or run not in os.listdir(marks):
-        raise RunError(
-            Exit.CANNOT_CREATE,
-            f"the work folder {settings.work_dir} is not the same on {socket.gethostname()} as "
-            "where the jobs were submitted: choose a --work-dir that all machines see",
-        )
 
 
 def submit(
@@ -246,9 +191,18 @@ def states(jobs: Iterable[str]) -> dict[str, State] | None:
         return None
     rows = [row for line in done.stdout.splitlines() if len(row := line.split(maxsplit=4)) == 5]
     return {
-        f"{array}_{task}": State(name, int(status), reason.strip())
+        f"{array}_{task}": State(name, _status(status), reason.strip())
         for array, task, name, status, reason in rows
     }
+
+
+def _status(text: str) -> int:
+    """Read how a process ended: as a number, or as ``code:signal``."""
+    code, colon, number = text.partition(":")
+    try:
+        return int(code) << 8 | int(number) if colon else int(code)
+    except ValueError:
+        return 0
 
 
 def cancel(jobs: Iterable[str]) -> None:

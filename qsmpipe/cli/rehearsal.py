@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from qsmpipe.checks import Examination
+from qsmpipe.checks import Examination, head_name
 from qsmpipe.cli.errors import Exit
 from qsmpipe.cli.logs import announce_heads
 from qsmpipe.methods import needs_background
@@ -29,6 +29,13 @@ def dry_run(
     _say(examinations, settings, unbuilt)
     announce_heads(heads)
     _say_plans(plans)
+    if ready and settings.slurm:
+        from qsmpipe.cli.needs import arrays, told
+
+        subjects = {e.acquisition.name: e.acquisition.subject for e in ready}
+        subjects |= {head_name(head): head.acquisition.subject for head in heads}
+        for asked, labels in arrays(graph, subjects, settings):
+            print(f"jobs of Slurm with {told(asked)}: {', '.join(f'sub-{x}' for x in labels)}")
     return Exit.OK if ready else Exit.BAD_DATA
 
 

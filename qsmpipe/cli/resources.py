@@ -1,13 +1,21 @@
-"""What computes the nodes: a plugin of Nipype's, and a GPU or none."""
+"""What computes the nodes: this machine, a plugin of Nipype's or jobs of Slurm; a GPU or none."""
 
+import os
+import shutil
+import socket
 from pathlib import Path
 from typing import Any
 
 from qsmpipe.cli.errors import Exit, RunError
+from qsmpipe.cli.queue import marks, states
+from qsmpipe.settings import Settings
 from qsmpipe.slurm import parse
 
 ON_THIS_HOST = ("Linear", "MultiProc", "LegacyMultiProc")
 """Nipype's plugins that hand no node to another host."""
+
+PROGRAMS = ("sbatch", "squeue", "scancel")
+"""What ``--slurm`` calls."""
 
 Plugin = tuple[str, dict[str, Any]]
 """Name and arguments."""
@@ -87,3 +95,54 @@ def has_gpu(device: str, plugin: Plugin | None, slurm: str = "") -> bool:
             Exit.USAGE, "--device cuda: no CUDA device is visible; use --device auto or cpu"
         )
     return found
+
+
+def check_slurm(settings: Settings) -> None:
+    """Refuse a machine that cannot submit jobs, and a work folder that other jobs use.
+
+    Raises
+    ------
+    RunError
+        It says what is lacking, or which jobs they are.
+    """
+    if os.environ.get("QSMPIPE_CONTAINER"):
+        raise RunError(
+            Exit.UNAVAILABLE,
+            "--slurm: jobs would start outside of this container: install qsmpipe without it, or "
+            "submit containers/slurm.sh, whose jobs start the container",
+        )
+    if missing := [program for program in PROGRAMS if not shutil.which(program)]:
+        raise RunError(
+            Exit.UNAVAILABLE,
+            f"--slurm: there is no {missing[0]} on the PATH: run where jobs are submitted",
+        )
+    left = sorted(marks(settings).glob("*"))
+    arrays = " ".join(path.read_text() for path in left).split()
+    known = states(arrays) if arrays else {}
+    alive = [id_ for id_, state in (known or {}).items() if not state.is_final]
+    if alive or known is None:
+        named = sorted({id_.partition("_")[0] for id_ in alive}) or arrays
+        raise RunError(
+            Exit.USAGE,
+            f"--slurm: jobs of an earlier run may still use {settings.work_dir}: wait for them, "
+            f"or end them (scancel {' '.join(named)})",
+        )
+    for path in left:
+        path.unlink()
+
+
+def check_job(settings: Settings, run: str) -> None:
+    """Refuse a job whose work folder is not that of the run that submitted it.
+
+    Raises
+    ------
+    RunError
+        It names folder and machine.
+    """
+    folder = marks(settings)
+    if not folder.is_dir() or run not in os.listdir(folder):
+        raise RunError(
+            Exit.CANNOT_CREATE,
+            f"the work folder {settings.work_dir} is not the same on {socket.gethostname()} as "
+            "where the jobs were submitted: choose a --work-dir that all machines see",
+        )

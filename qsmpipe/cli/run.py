@@ -3,10 +3,11 @@
 import re
 import tomllib
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from qsmpipe import checks, derivatives, files, records
 from qsmpipe.checks import Examination, head_name
@@ -14,13 +15,16 @@ from qsmpipe.cli.errors import DISK, Exit, RunError, remedy
 from qsmpipe.cli.inputs import absolute, check_folders, examine, find, validate, with_given
 from qsmpipe.cli.logs import announce, announce_heads, line, log_to
 from qsmpipe.cli.parser import Request
-from qsmpipe.cli.queue import attempt_folder, check_job, check_slurm
+from qsmpipe.cli.queue import attempt_folder
 from qsmpipe.cli.rehearsal import dry_run
 from qsmpipe.cli.reporting import report, report_anew, write_methods_text
-from qsmpipe.cli.resources import has_gpu, read_plugin
-from qsmpipe.cli.signals import Watch, stoppable
+from qsmpipe.cli.resources import check_job, check_slurm, has_gpu, read_plugin
+from qsmpipe.cli.signals import Stopped, Watch, stoppable
 from qsmpipe.records import Logbook, Record, Run
 from qsmpipe.settings import Settings, versions
+
+if TYPE_CHECKING:
+    from qsmpipe.cli.execute import Graph
 
 
 def run(request: Request) -> int:
@@ -77,16 +81,7 @@ def _process(
     A job of another run leaves that run the records of its acquisitions, and no report.
     """
     output, is_job = Path(settings.output_dir), bool(request.job_of)
-    started = records.now()
-    this = Run(
-        id=request.job_of or f"{started:%Y%m%d-%H%M%S}_{uuid.uuid4()}",
-        command=request.command,
-        started=started,
-        versions=versions(),
-        settings=tomllib.loads(settings.as_toml()),
-    )
-    own = attempt_folder(settings, this.id) if is_job else records.log_folder(output, this.id)
-    log_file = _prepare_output(output, settings, own)
+    this, log_file = _begin(request, settings)
     examined = {e.acquisition.name: e for e in examinations} | {head_name(e): e for e in heads}
     found = {name: _record(name, examination, this) for name, examination in examined.items()}
     if request.boilerplate_only:
@@ -100,29 +95,21 @@ def _process(
         for name, e in examined.items()
     }
     ready = [e for e in examinations if not e.errors]
-    ended, stopped = found, None
+    collect: Callable[[], dict[str, Record]] = dict
+    stopped = None
     if ready:
-        from qsmpipe.cli.execute import complete, execute, prepare
+        from qsmpipe.cli.execute import prepare
 
         graph = prepare(ready, settings, given, log_file=log_file, verbose=request.verbose)
         found |= {n: replace(found[n], plan=plan) for n, plan in graph.plans.items()}
         if not is_job:
             records.write_run(output, this)
         _write_records(output, found)
-        if settings.slurm:
-            from qsmpipe.cli.slurm import run_jobs
-
-            by_jobs, stopped = run_jobs(graph, settings, found, watch, verbose=request.verbose)
-            ended = found | by_jobs
-            # A job tells itself which maps it has replaced: it saw them before and after.
-            old = {name: maps for name, maps in old.items() if ended[name].status != "done"}
-        else:
-            keep = partial(records.write_record, output)
-            ending = execute(graph, settings, found, log_file=log_file, keep=keep)
-            stopped = ending.stopped
+        collect, stopped = _run_nodes(graph, request, settings, found, watch, log_file)
     with watch.held():
-        if ready and not settings.slurm:
-            ended = found | complete(graph, ending, found, settings, log_file=log_file)
+        ended = found | collect()
+        if settings.slurm:  # a job itself tells which maps it has replaced
+            old = {name: maps for name, maps in old.items() if ended[name].status != "done"}
         ended = _with_earlier(output, ended, old, before)
         _write_records(output, ended)
         if not is_job:
@@ -135,6 +122,42 @@ def _process(
         line(f"{stopped}: the same command goes on from where this run ended")
         return stopped.code
     return code or (Exit.FAILURE if unreported else Exit.OK)
+
+
+def _begin(request: Request, settings: Settings) -> tuple[Run, Path]:
+    """Make the folder of the run, or of this job of a run, and log there."""
+    output, started = Path(settings.output_dir), records.now()
+    this = Run(
+        id=request.job_of or f"{started:%Y%m%d-%H%M%S}_{uuid.uuid4()}",
+        command=request.command,
+        started=started,
+        versions=versions(),
+        settings=tomllib.loads(settings.as_toml()),
+    )
+    if request.job_of:
+        return this, _prepare_output(output, settings, attempt_folder(settings, this.id))
+    return this, _prepare_output(output, settings, records.log_folder(output, this.id))
+
+
+def _run_nodes(
+    graph: "Graph",
+    request: Request,
+    settings: Settings,
+    found: Mapping[str, Record],
+    watch: Watch,
+    log_file: Path,
+) -> tuple[Callable[[], dict[str, Record]], Stopped | None]:
+    """Run the graph here, or in jobs of Slurm; give what collects the records, and a signal."""
+    if settings.slurm:
+        from qsmpipe.cli.slurm import run_jobs
+
+        by_jobs, stopped = run_jobs(graph, settings, found, watch, verbose=request.verbose)
+        return lambda: by_jobs, stopped
+    from qsmpipe.cli.execute import complete, execute
+
+    keep = partial(records.write_record, Path(settings.output_dir))
+    ending = execute(graph, settings, found, log_file=log_file, keep=keep)
+    return partial(complete, graph, ending, found, settings, log_file=log_file), ending.stopped
 
 
 def _with_earlier(

@@ -1,23 +1,21 @@
-"""Each subject as a job of Slurm: what its steps need, until all jobs have ended."""
+"""Each subject as a job of Slurm: submit the jobs, wait for them, take their records."""
 
+import math
 import os
 import time
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from heapq import nlargest
-
-from nipype.pipeline.engine import Node
 
 from qsmpipe import files, records
-from qsmpipe.cli.execute import ENDED_EARLY, Graph, computing_nodes
+from qsmpipe.cli.execute import ENDED_EARLY, Graph
 from qsmpipe.cli.logs import line
+from qsmpipe.cli.needs import arrays, told
 from qsmpipe.cli.queue import Job, State, cancel, jobs_folder, mark, states, submit
 from qsmpipe.cli.signals import Stopped, Watch
 from qsmpipe.records import Failure, Record
 from qsmpipe.settings import Settings
-from qsmpipe.slurm import LARGEST_ARRAY, OVERHEAD_GB, Resources, gigabytes_of, parse
+from qsmpipe.slurm import OVERHEAD_GB, gigabytes_of, parse
 
 POLL = 2.0
 """Time between two looks at what jobs have left in their folder (s)."""
@@ -28,74 +26,11 @@ SLOWEST = 30.0
 LAG = 30.0
 """Time until a machine sees what another has written to a disk of both (s)."""
 
-GRACE = 6.0
+GRACE = 10.0
 """Time that cancelled jobs have to write their records (s)."""
 
 QUIET = frozenset({"None", "Priority", "Resources", "BeginTime", "JobArrayTaskLimit"})
 """Reasons to wait that are no news."""
-
-START_S, NODE_S, GIGABYTE_S = 900, 60, 600
-"""Time that a job is given: to start and compile; for each node; for each GB of a node."""
-
-MARGIN = 1.2
-"""Memory that a job is given over what its nodes are expected to take."""
-
-
-def needs(nodes: Sequence[Node], settings: Settings) -> Resources:
-    """Tell what the nodes of a subject need together.
-
-    Time is what they take one after the other, with plenty to spare: a job that asks for much
-    waits a little longer, one that asks for too little is lost.
-    """
-    threads = max(node.n_procs for node in nodes)
-    own = parse(settings.slurm)
-    processors = int(own.get("cpus-per-task", settings.nprocs or threads))
-    at_once = nlargest(max(1, processors // threads), (node.mem_gb for node in nodes))
-    draws = [getattr(node.inputs, "realisations", 1) for node in nodes]
-    seconds = (
-        n * (NODE_S + GIGABYTE_S * node.mem_gb) for n, node in zip(draws, nodes, strict=True)
-    )
-    return Resources(
-        processors=processors,
-        memory_gb=OVERHEAD_GB + MARGIN * sum(at_once),
-        seconds=START_S + sum(seconds),
-        use_gpu=any(node.is_gpu_node() for node in nodes),
-    )
-
-
-def arrays(
-    graph: Graph, started: Mapping[str, Record], settings: Settings
-) -> Iterator[tuple[dict[str, str], list[str]]]:
-    """Put subjects together that ask Slurm for the same.
-
-    Yields
-    ------
-    request : dict
-        Options of ``sbatch`` by name.
-    subjects : list of str
-        Their labels, no more than an array may have.
-    """
-    nodes = computing_nodes(graph.workflow)
-    by_subject: dict[str, list[Node]] = defaultdict(list)
-    for name, workflow in graph.workflow_names.items():
-        by_subject[started[name].subject] += nodes.get(workflow, [])
-    alike: dict[tuple[tuple[str, str], ...], list[str]] = defaultdict(list)
-    for subject, own in by_subject.items():
-        if own:
-            request = needs(own, settings).request(parse(settings.slurm))
-            alike[tuple(request.items())].append(subject)
-    for items, subjects in alike.items():
-        for n in range(0, len(subjects), LARGEST_ARRAY):
-            yield dict(items), subjects[n : n + LARGEST_ARRAY]
-
-
-def told(request: Mapping[str, str]) -> str:
-    """Say what a job asks for.
-
-    >>> told({"cpus-per-task": "4", "mem": "6G"})
-    'cpus-per-task=4, mem=6G'
-    """
-    return ", ".join(f"{key}={value}" for key, value in request.items())
 
 
 def run_jobs(
@@ -129,7 +64,7 @@ def run_jobs(
         What ended the run before its time; its jobs are cancelled then.
     """
     (run,) = {record.run for record in started.values()}
-    take = partial(_records_of, settings.output_dir, run, started)
+    take = partial(records_of, settings.output_dir, run, started)
     ended = {
         name: replace(started[name], status="failed", failures=(Failure("graph", reason),))
         for name, reason in graph.unbuilt.items()
@@ -138,11 +73,12 @@ def run_jobs(
     own = files.write(mark(settings, run), "")
     try:
         with watch.held():  # an array whose number nobody knows could not be cancelled
-            for request, subjects in arrays(graph, started, settings):
+            owners = {name: record.subject for name, record in started.items()}
+            for request, labels in arrays(graph, owners, settings):
                 try:
-                    jobs |= _submitted(subjects, request, settings, run, graph, verbose)
+                    jobs |= _submitted(labels, request, settings, run, graph, verbose)
                 except ValueError as error:
-                    for subject in subjects:
+                    for subject in labels:
                         ended |= take(subject, f"Slurm refuses its job ({told(request)}): {error}")
                 files.write(own, " ".join(sorted({id_.partition("_")[0] for id_ in jobs})))
         for job, state in finished(jobs, settings, run):
@@ -157,7 +93,7 @@ def run_jobs(
             ended |= take(job.subject, ENDED_EARLY)
     except Stopped as stop:
         cancel(jobs)
-        for _ in finished(dict(jobs), settings, run, patience=GRACE):
+        for _ in finished(dict(jobs), settings, run, lag=0.0, patience=GRACE):
             continue
         for subject in {record.subject for record in started.values()}:
             ended = take(subject, "", stopped=True) | ended
@@ -189,7 +125,12 @@ def _submitted(
 
 
 def finished(
-    jobs: dict[str, Job], settings: Settings, run: str, *, patience: float = float("inf")
+    jobs: dict[str, Job],
+    settings: Settings,
+    run: str,
+    *,
+    lag: float | None = None,
+    patience: float = math.inf,
 ) -> Iterator[tuple[Job, State]]:
     """Wait for jobs, and take each out of ``jobs`` when it has ended.
 
@@ -201,9 +142,13 @@ def finished(
         By their names for Slurm.
     settings, run
         Whose jobs they are.
+    lag : float, optional
+        How long what a job has left may take to be seen after Slurm says that it has ended (s);
+        :data:`LAG` when not given.
     patience : float
         Longest time to wait (s).
     """
+    lag = LAG if lag is None else lag
     folder = jobs_folder(settings, run)
     begin = asked = time.monotonic()
     known: Mapping[str, State] | None = None
@@ -227,7 +172,7 @@ def finished(
             else:
                 over.pop(id_, None)
             waited = now - over.get(id_, now)
-            if code == 0 or (state.is_final and code is not None) or waited > LAG:
+            if code == 0 or (state.is_final and (code is not None or not lag)) or waited > lag:
                 yield jobs.pop(id_), state
 
 
@@ -240,7 +185,7 @@ def _say(job: Job, state: State, said: dict[str, str]) -> None:
         line(f"sub-{job.subject}: job {job.id} {news}")
 
 
-def _records_of(
+def records_of(
     output_dir: str,
     run: str,
     started: Mapping[str, Record],
