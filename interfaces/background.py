@@ -44,8 +44,8 @@ class _Background(Stage):
             **self._supplied(like=like, device=device),
         )
         self._record(local.convergence)
-        self._results["field"] = images.save(local.field, cwd / "local.nii.gz", like=like)
-        self._results["mask"] = images.save(local.mask, cwd / "mask.nii.gz", like=like)
+        self._results["field"] = images.save(local.field, cwd / "local.nii", like=like)
+        self._results["mask"] = images.save(local.mask, cwd / "mask.nii", like=like)
 
 
 __getattr__ = interfaces_of("background", lambda row: _Background)

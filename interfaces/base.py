@@ -161,6 +161,8 @@ class Stage(SimpleInterface):
     stage: ClassVar[str]
     method: ClassVar[str]
     function: ClassVar[Callable[..., Any]]
+    serial: ClassVar[bool] = False
+    """Whether it works on one thread, however many there are."""
     volumes: ClassVar[int] = 6
     """Memory in float32 volumes of the grid, beyond 4 for each echo."""
     features_gb: ClassVar[float] = 0.0

@@ -109,7 +109,7 @@ class ResampleTo(Stage):
         direction = rotation_of(to).T @ motion[:3, :3].T @ rotation_of(affine) @ own
         self._results["b0_direction"] = (direction / np.linalg.norm(direction)).tolist()
         for name, image in (("field", field * mask), ("noise", noise * mask), ("mask", mask)):
-            self._results[name] = images.save(image, cwd / f"{name}.nii.gz", like=like)
+            self._results[name] = images.save(image, cwd / f"{name}.nii", like=like)
 
 
 @takes(cosmos)
@@ -169,5 +169,5 @@ class Cosmos(Stage):
             "angles": list(angles),
             "smallest_sum_of_squared_kernels": smallest,
         }
-        self._results["chi"] = images.save(result.chi, cwd / "chi.nii.gz", like=like)
-        self._results["mask"] = images.save(mask, cwd / "mask.nii.gz", like=like)
+        self._results["chi"] = images.save(result.chi, cwd / "chi.nii", like=like)
+        self._results["mask"] = images.save(mask, cwd / "mask.nii", like=like)

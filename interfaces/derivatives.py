@@ -1,7 +1,6 @@
 """Nipype interface that writes an acquisition's BIDS derivatives."""
 
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -92,7 +91,7 @@ class WriteDerivatives(SimpleInterface):
                 scale = hz_per_ppm(examination.field_strength)
                 images.save(images.load(source) * scale, image, like=source)
             else:
-                shutil.copyfile(source, image)
+                images.copy(source, image)
             words.write_text(text)
         return target
 

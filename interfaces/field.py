@@ -43,7 +43,7 @@ class _Field(Stage):
         )
         self._record(result.convergence)
         for name in ("field", "noise", "residual"):
-            path = cwd / f"{name}.nii.gz"
+            path = cwd / f"{name}.nii"
             self._results[name] = images.save(getattr(result, name), path, like=like)
 
 

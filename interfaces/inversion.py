@@ -72,7 +72,7 @@ class _Inversion(Stage):
         self._record(result.convergence)
         self._step["parameters"] |= result.chosen
         self._note(result.curve)
-        self._results["chi"] = images.save(result.chi, cwd / "chi.nii.gz", like=like)
+        self._results["chi"] = images.save(result.chi, cwd / "chi.nii", like=like)
 
     def _note(self, curve: Curve | None) -> None:
         """Keep what lambda was chosen from; a rule that found none is a warning."""

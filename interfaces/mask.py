@@ -46,13 +46,14 @@ class _Mask(Stage):
 
     output_spec = _MaskOutputSpec
     stage = "mask"
+    serial = True
 
     def _make(self, like: str, cwd: Path, **choices: Any) -> None:
         mask = self._call(images.load(like), images.zooms_of(like), **choices)
         self._keep(mask, cwd, like=like)
 
     def _keep(self, mask: torch.Tensor, cwd: Path, *, like: str) -> None:
-        self._results["mask"] = images.save(mask, cwd / "mask.nii.gz", like=like)
+        self._results["mask"] = images.save(mask, cwd / "mask.nii", like=like)
 
 
 class _MagnitudeInputSpec(StageInputSpec):
@@ -100,6 +101,7 @@ class QualityMap(Stage):
 
     input_spec, output_spec = _QualityMapInputSpec, _QualityMapOutputSpec
     stage, method = "mask", "quality_map"
+    serial = True
     function = staticmethod(quality_map)
 
     def _compute(self, cwd: Path, device: torch.device) -> None:
@@ -110,7 +112,7 @@ class QualityMap(Stage):
         if isdefined(inputs.echo_times):
             supplied["echo_times"] = inputs.echo_times
         quality = quality_map(images.load(like), **supplied)
-        self._results["quality"] = images.save(quality, cwd / "quality.nii.gz", like=like)
+        self._results["quality"] = images.save(quality, cwd / "quality.nii", like=like)
 
 
 class _GivenInputSpec(StageInputSpec):

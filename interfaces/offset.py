@@ -36,10 +36,10 @@ class _Offset(Stage):
             echo_times=self.inputs.echo_times,
         )
         self._record(result.convergence)
-        self._results["phase"] = images.save(result.phase, cwd / "phase.nii.gz", like=like)
-        self._results["offset"] = images.save(result.offset, cwd / "offset.nii.gz", like=like)
+        self._results["phase"] = images.save(result.phase, cwd / "phase.nii", like=like)
+        self._results["offset"] = images.save(result.offset, cwd / "offset.nii", like=like)
         if result.difference is not None:
-            path = cwd / "difference.nii.gz"
+            path = cwd / "difference.nii"
             self._results["difference"] = images.save(result.difference, path, like=like)
 
 

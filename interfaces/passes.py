@@ -25,6 +25,7 @@ class Reliable(Stage):
 
     input_spec, output_spec = _ReliableInputSpec, _ReliableOutputSpec
     stage, method = "passes", "reliable"
+    serial = True
     function = staticmethod(reliable)
 
     def _compute(self, cwd: Path, device: torch.device) -> None:
@@ -32,7 +33,7 @@ class Reliable(Stage):
         mask = images.load(like, dtype=torch.bool)
         kept = self._call(images.load(self.inputs.quality, like=like), mask, images.zooms_of(like))
         self._step["parameters"]["share"] = round(int(kept.sum()) / int(mask.sum()), 4)
-        self._results["mask"] = images.save(kept, cwd / "reliable.nii.gz", like=like)
+        self._results["mask"] = images.save(kept, cwd / "reliable.nii", like=like)
 
 
 class _MergePassesInputSpec(StageInputSpec):
@@ -50,6 +51,7 @@ class MergePasses(Stage):
 
     input_spec, output_spec = _MergePassesInputSpec, _MergePassesOutputSpec
     stage, method = "passes", "merge"
+    serial = True
     function = staticmethod(merge)
 
     def _compute(self, cwd: Path, device: torch.device) -> None:
@@ -59,4 +61,4 @@ class MergePasses(Stage):
             images.load(inputs.chi_filled, like=like, device=device),
             images.load(inputs.reliable, like=like, dtype=torch.bool, device=device),
         )
-        self._results["chi"] = images.save(chi, cwd / "chi.nii.gz", like=like)
+        self._results["chi"] = images.save(chi, cwd / "chi.nii", like=like)

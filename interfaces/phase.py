@@ -124,9 +124,9 @@ class Prepare(Stage):
             b0_direction = images.b0_direction_of(like)
             self._step["warnings"] += images.header(like).place.remarks
         self._results |= {
-            "magnitude": images.save(magnitude, cwd / "magnitude.nii.gz", like=like),
-            "combined": images.save(combine_echoes(magnitude), cwd / "combined.nii.gz", like=like),
-            "phase": images.save(phase, cwd / "phase.nii.gz", like=like),
+            "magnitude": images.save(magnitude, cwd / "magnitude.nii", like=like),
+            "combined": images.save(combine_echoes(magnitude), cwd / "combined.nii", like=like),
+            "phase": images.save(phase, cwd / "phase.nii", like=like),
             "b0_direction": list(b0_direction),
         }
 
@@ -238,7 +238,7 @@ class CombineCoils(Stage):
             echo_times=inputs.echo_times,
         )
         for name, image in result._asdict().items():
-            self._results[name] = images.save(image, cwd / f"{name}.nii.gz", like=like)
+            self._results[name] = images.save(image, cwd / f"{name}.nii", like=like)
 
 
 class _Loaded(Sequence[Tensor]):

@@ -25,6 +25,7 @@ class _ReferenceOutputSpec(StageOutputSpec):
 
 class _Subtract(Stage):
     stage = "reference"
+    serial = True
 
     def _subtract(
         self, mask: torch.Tensor, region: torch.Tensor | None, cwd: Path, device: torch.device
@@ -34,7 +35,7 @@ class _Subtract(Stage):
         self._step["parameters"] |= {
             "value": result.value, "deviation": result.deviation, "voxels": result.voxels,
         }  # fmt: skip
-        self._results["chi"] = images.save(result.chi, cwd / "chi.nii.gz", like=like)
+        self._results["chi"] = images.save(result.chi, cwd / "chi.nii", like=like)
         self._results["value"] = result.value
         self._results["deviation"] = result.deviation
 
@@ -90,7 +91,7 @@ class CSFReference(_Subtract):
             images.zooms_of(like),
             magnitude=magnitude,
         )
-        self._results["region"] = images.save(region, cwd / "region.nii.gz", like=like)
+        self._results["region"] = images.save(region, cwd / "region.nii", like=like)
         self._subtract(mask, region, cwd, device)
 
 
@@ -112,6 +113,7 @@ class MedianMap(Stage):
 
     input_spec, output_spec = _MedianMapInputSpec, _MedianMapOutputSpec
     stage, method = "median", "median"
+    serial = True
     function = staticmethod(median_map)
 
     def _compute(self, cwd: Path, device: torch.device) -> None:
@@ -123,4 +125,4 @@ class MedianMap(Stage):
                 for path in self.inputs.masks
             ],
         )
-        self._results["chi"] = images.save(chi, cwd / "median.nii.gz", like=like)
+        self._results["chi"] = images.save(chi, cwd / "median.nii", like=like)

@@ -27,6 +27,7 @@ class _RelaxationOutputSpec(StageOutputSpec):
 class _Relaxation(Stage):
     input_spec, output_spec = _RelaxationInputSpec, _RelaxationOutputSpec
     stage = "relaxation"
+    serial = True
 
     def _compute(self, cwd: Path, device: torch.device) -> None:
         like = self.inputs.magnitude
@@ -37,7 +38,7 @@ class _Relaxation(Stage):
         )
         self._record(result.convergence)
         for name in ("r2star", "t2star", "s0"):
-            path = cwd / f"{name}.nii.gz"
+            path = cwd / f"{name}.nii"
             self._results[name] = images.save(getattr(result, name), path, like=like)
 
 

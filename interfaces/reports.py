@@ -20,6 +20,10 @@ from qsmpipe.maps import reported
 
 @takes(reported())
 class _ReportletsInputSpec(BaseInterfaceInputSpec):
+    about = traits.List(
+        traits.Enum(*reported()),
+        desc="maps to draw and to measure, where the others are there for their sake (all)",
+    )
     inversions = traits.List(
         traits.Str, desc="names of the inversions, in the order of `compared`"
     )
@@ -59,7 +63,8 @@ class Reportlets(SimpleInterface):
         }
         curves = {step["method"]: step["curve"] for step in steps if "curve" in step}
         maps = Maps(curves=curves, **beside, **self._load())
-        pictures = draw(maps, Path(runtime.cwd))
+        about = self.inputs.about if isdefined(self.inputs.about) else list(reported())
+        pictures = draw(maps, Path(runtime.cwd), about)
         self._results["figures"] = [str(picture.file) for picture in pictures]
         self._results["captions"] = [
             {
@@ -70,7 +75,7 @@ class Reportlets(SimpleInterface):
             }
             for picture in pictures
         ]
-        self._results["numbers"] = [asdict(number) for number in summarise(maps)]
+        self._results["numbers"] = [asdict(number) for number in summarise(maps, about)]
         return runtime
 
     def _load(self) -> dict[str, Any]:

@@ -38,6 +38,7 @@ class _SWIOutputSpec(StageOutputSpec):
 class _SWI(Stage):
     input_spec, output_spec = _SWIInputSpec, _SWIOutputSpec
     stage = "swi"
+    serial = True
 
     def _compute(self, cwd: Path, device: torch.device) -> None:
         like = self.inputs.phase
@@ -48,7 +49,7 @@ class _SWI(Stage):
             **self._supplied(like=like, device=device),
         )
         for name, image in result._asdict().items():
-            self._results[name] = images.save(image, cwd / f"{name}.nii.gz", like=like)
+            self._results[name] = images.save(image, cwd / f"{name}.nii", like=like)
 
 
 __getattr__ = interfaces_of("swi", lambda row: _SWI)

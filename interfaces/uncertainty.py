@@ -78,7 +78,7 @@ class Uncertainty(Stage):
         self._step["parameters"] |= {"realisations": found.realisations}
         if found.exact:
             self._step |= {"method": "filter"}
-        path = cwd / "deviation.nii.gz"
+        path = cwd / "deviation.nii"
         self._results["deviation"] = images.save(found.deviation, path, like=like)
 
     def _chain(self, device: torch.device) -> tuple[Chain, bool]:

@@ -7,7 +7,7 @@ from nipype.interfaces.base import File, isdefined, traits
 
 from qsmpipe import images
 from qsmpipe.interfaces.base import Stage, StageInputSpec, StageOutputSpec, interfaces_of
-from qsmpipe.methods import METHODS
+from qsmpipe.methods import METHODS, Method
 
 __all__ = [row.interface for row in METHODS["unwrap"].values()]
 
@@ -41,10 +41,20 @@ class _Unwrap(Stage):
             images.zooms_of(like),
             **supplied,
         )
-        self._results["phase"] = images.save(phase, cwd / "unwrapped.nii.gz", like=like)
+        self._results["phase"] = images.save(phase, cwd / "unwrapped.nii", like=like)
 
 
-__getattr__ = interfaces_of("unwrap", lambda row: _Unwrap)
+class _Grow(_Unwrap):
+    """Voxel after voxel, each where the last one led."""
+
+    serial = True
+
+
+def _base(row: Method) -> type[Stage]:
+    return _Unwrap if row.interface == "Laplacian" else _Grow
+
+
+__getattr__ = interfaces_of("unwrap", _base)
 
 
 def __dir__() -> list[str]:

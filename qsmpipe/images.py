@@ -1,8 +1,7 @@
 """The door between NIfTI files and tensors: nothing else reads or writes an image."""
 
-import gzip
 import math
-import zlib
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,6 +11,7 @@ from typing import cast
 import nibabel as nb
 import numpy as np
 import torch
+from isal import igzip
 from nibabel.spatialimages import HeaderDataError
 from torch import Tensor
 
@@ -21,6 +21,9 @@ from qsmpipe.pointers import not_fetched
 
 UNITS = {1: ("m", 1000.0), 2: ("mm", 1.0), 3: ("micron", 0.001)}
 """Spatial part of ``xyzt_units`` to its name and its length in mm."""
+
+COMPRESSION = 2
+"""Level of written ``.nii.gz``: on masked maps 8 times as fast as zlib's level 1, and as small."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,7 @@ def read(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     image = _open(path)
     try:
         values = np.asanyarray(_whole(path, image).dataobj, dtype=np.float32)
-    except (OSError, EOFError, ValueError, zlib.error) as error:
+    except (OSError, EOFError, ValueError) as error:
         msg = f"{path}: truncated or damaged, its voxels cannot be read ({error}); copy it again"
         raise ValueError(msg) from error
     return values, header(path).affine
@@ -102,7 +105,7 @@ def _whole(path: str | Path, image: nb.Nifti1Image) -> nb.Nifti1Image:
     """Read the file to its end: a checksum stands behind the last voxel of a compressed one."""
     content = Path(path).read_bytes()
     if content[:2] == b"\x1f\x8b":
-        content = gzip.decompress(content)
+        content = igzip.decompress(content)
     voxels = cast(nb.arrayproxy.ArrayProxy, image.dataobj)
     expected = voxels.offset + voxels.dtype.itemsize * math.prod(voxels.shape)
     if len(content) != expected:
@@ -252,6 +255,7 @@ def _volume(data: Tensor) -> Tensor:
 def save(data: Tensor, path: str | Path, *, like: str | Path) -> str:
     """Write a tensor ([E,] X, Y, Z) on the grid of the image ``like``; give the path back.
 
+    ``.nii.gz`` is compressed and takes its time; ``.nii`` is for what a next node reads at once.
     Masks become uint8, all else float32. Both transforms, their codes and the unit of length are
     those of ``like``, so that a viewer lays one image on the other. The file's bytes depend on the
     data and on ``like`` alone.
@@ -265,7 +269,15 @@ def save(data: Tensor, path: str | Path, *, like: str | Path) -> str:
     fields["pixdim"][:4] = reference["pixdim"][:4]
     space, _ = UNITS.get(int(reference["xyzt_units"]) & 7, ("mm", 1.0))
     fields.set_xyzt_units("meter" if space == "m" else space, "sec")
-    nb.Nifti1Image(array, None, fields).to_filename(path)
+    return _write(nb.Nifti1Image(array, None, fields), path)
+
+
+def copy(source: str | Path, path: str | Path) -> str:
+    """Copy an image, compressed if ``path`` ends in ``.gz``; give the path back."""
+    if not _packed(path) or _packed(source):
+        shutil.copyfile(source, path)
+    else:
+        Path(path).write_bytes(_compress(Path(source).read_bytes()))
     return str(path)
 
 
@@ -300,7 +312,18 @@ def store(
     image.set_sform(affine, code=1)
     image.header.set_xyzt_units("mm", "sec")
     image.header.set_slope_inter(slope, intercept)
-    packed = str(path).endswith(".gz")
-    content = gzip.compress(image.to_bytes(), mtime=0) if packed else image.to_bytes()
-    Path(path).write_bytes(content)
+    return _write(image, path)
+
+
+def _write(image: nb.Nifti1Image, path: str | Path) -> str:
+    content = image.to_bytes()
+    Path(path).write_bytes(_compress(content) if _packed(path) else content)
     return str(path)
+
+
+def _packed(path: str | Path) -> bool:
+    return str(path).endswith(".gz")
+
+
+def _compress(content: bytes) -> bytes:
+    return igzip.compress(content, COMPRESSION, mtime=0)

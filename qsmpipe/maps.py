@@ -98,6 +98,11 @@ class Map:
         return "; ".join(filter(None, parts))
 
     @property
+    def inverted(self) -> bool:
+        """Whether it is there only when the dipole has been inverted."""
+        return self.written is not None and "inversion" in self.written.stages
+
+    @property
     def is_mask(self) -> bool:
         """Whether it holds 0 and 1."""
         return self.written is not None and bool(self.written.mask_type)
@@ -303,9 +308,16 @@ def written() -> dict[str, Map]:
     return {key: row for key, row in MAPS.items() if row.written}
 
 
-def reported() -> dict[str, Map]:
-    """Rows of the maps that the report draws or measures."""
-    return {key: row for key, row in MAPS.items() if row.shown or row.measured}
+def reported(*, inverted: bool | None = None) -> dict[str, Map]:
+    """Rows of the maps that the report draws or measures.
+
+    With ``inverted`` of those that are there only when the dipole has been inverted, or before.
+    """
+    return {
+        key: row
+        for key, row in MAPS.items()
+        if (row.shown or row.measured) and inverted in (None, row.inverted)
+    }
 
 
 def given_by(*givers: Giver) -> dict[str, Map]:

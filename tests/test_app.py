@@ -192,10 +192,11 @@ def test_a_second_run_computes_nothing_and_a_new_option_only_what_follows(
     _, out = app("gre3t", **again)
     assert executed(out) <= {"derivatives"}
     app("gre3t", "--set", "inversion.threshold=0.2", **again)
-    after_inversion = {"tkd", "brain", "steps", "reportlets", "derivatives"}
+    gathered = {"steps", "figures", "captions", "numbers"}
+    after_inversion = {"tkd", "brain", "reportlets_chi", "derivatives"} | gathered
     assert {"tkd", "derivatives"} <= executed(out) <= after_inversion
     app("gre3t", "--background", "resharp", **again)
-    after_background = after_inversion | {"resharp"}
+    after_background = after_inversion | {"resharp", "reportlets"}
     assert {"resharp", "tkd", "derivatives"} <= executed(out) <= after_background
 
 

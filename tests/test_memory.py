@@ -15,7 +15,7 @@ from qsmpipe.interfaces.phase import Prepare
 from qsmpipe.interfaces.unwrap import BestPath, Romeo
 from qsmpipe.workflows.inversion import init_inversion_wf
 from qsmpipe.workflows.qsm import init_qsm_wf
-from qsmpipe.workflows.stage import HEAD, estimate_memory
+from qsmpipe.workflows.stage import HEAD, estimate_needs
 from qsmpipe.workflows.unwrap import init_unwrap_wf
 
 INTERPRETER = 0.4
@@ -71,7 +71,7 @@ def test_lists_of_images_are_volumes(saved: Path) -> None:
     workflow = Workflow("files")
     one = str(saved / "one.nii.gz")
     workflow.add_nodes([Node(Prepare(magnitude=[one] * 3, phase=[one] * 3), "prepare")])
-    estimate_memory(workflow)
+    estimate_needs(workflow)
     node = workflow.get_node("prepare")
     assert volumes(node.mem_gb_runtime, 24000) == pytest.approx(40 + 4 * 3)
 
@@ -80,7 +80,7 @@ def test_echoes_that_the_caller_knows_count_for_a_stage_that_sees_none(saved: Pa
     workflow = init_inversion_wf(method="tkd")
     node = workflow.get_node("tkd")
     node.inputs.field = node.inputs.mask = str(saved / "one.nii.gz")
-    estimate_memory(workflow, voxels=24000, echoes=5)
+    estimate_needs(workflow, voxels=24000, echoes=5)
     assert volumes(node.mem_gb, 24000) == pytest.approx(42 + 4 * 5)
     assert volumes(node.mem_gb_runtime, 24000) == pytest.approx(42 + 4 * 5)
 

@@ -59,7 +59,7 @@ def graph(examinations: list[checks.Examination], choices: dict[str, Any]) -> Wo
 
 def computing(node: Node) -> bool:
     return not isinstance(node.interface, IdentityInterface | Merge) and node.name not in (
-        "reportlets", "derivatives",
+        "reportlets", "reportlets_chi", "derivatives",
     )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from nipype.interfaces.utility import IdentityInterface, Merge
 from nipype.pipeline.engine import Node, Workflow
 
 from qsmpipe.maps import Giver, given_by
-from qsmpipe.workflows.stage import estimate_memory
+from qsmpipe.workflows.stage import estimate_needs
 
 Factory = TypeVar("Factory", bound=Callable[..., Workflow])
 
@@ -76,14 +76,14 @@ class Assembly:
 
     def merge(self, wires: Sequence[Wire], name: str) -> Wire:
         """Make one list of several outputs, in a node of this name."""
-        node = Node(Merge(len(wires)), name=name)
+        node = Node(Merge(len(wires)), name=name, run_without_submitting=True)
         self.connect(node, {f"in{n}": wire for n, wire in enumerate(wires, 1)})
         return node, "out"
 
     def finish(self, wires: Wires) -> Workflow:
         """Give these outputs and the steps; the workflow is then complete."""
         self.connect(self.outputnode, wires | {"steps": self.merge(self.done, "steps")})
-        estimate_memory(self.workflow)
+        estimate_needs(self.workflow)
         return self.workflow
 
 

@@ -17,7 +17,7 @@ from qsmpipe.maps import Map, reported, written
 from qsmpipe.settings import Settings, versions
 from qsmpipe.workflows.qsm import OUTPUTS, init_qsm_wf
 from qsmpipe.workflows.reference import init_reference_wf
-from qsmpipe.workflows.stage import estimate_memory
+from qsmpipe.workflows.stage import estimate_needs
 
 
 def init_run_wf(
@@ -114,14 +114,22 @@ def init_acquisition_wf(
         setattr(inputnode.inputs, name, str(path))
 
     maps = Node(IdentityInterface(fields=list(OUTPUTS)), name="maps")
-    reportlets = Node(
-        Reportlets(
-            field_strength=examination.field_strength,
-            echo_times=list(examination.echo_times),
-            inversions=list(settings.methods("inversion")),
-        ),
-        name="reportlets",
+    beside = {
+        "field_strength": examination.field_strength,
+        "echo_times": list(examination.echo_times),
+        "inversions": list(settings.methods("inversion")),
+    }
+    # The maps that are there first are drawn while the inversion runs.
+    before, after = reported(inverted=False), reported(inverted=True)
+    outlines = {key: row for key, row in before.items() if row.is_mask}
+    early, late = (
+        Node(Reportlets(about=list(rows), **beside), name=name)
+        for name, rows in (("reportlets", before), ("reportlets_chi", after))
     )
+    gathered = {
+        field: Node(Merge(2), name=field, run_without_submitting=True)
+        for field in ("figures", "captions", "numbers")
+    }
     derivatives = _writer(
         examination,
         settings,
@@ -130,13 +138,15 @@ def init_acquisition_wf(
     )
     workflow.connect([
         (qsm_wf, maps, [(f"outputnode.{key}", key) for key in OUTPUTS]),
-        (maps, reportlets, [*_wires(reported()), ("reference_value", "reference_value"),
-                            ("steps", "steps")]),
+        (maps, early, _wires(before)),
+        (maps, late, [*_wires(after | outlines), ("reference_value", "reference_value"),
+                      ("steps", "steps")]),
         (maps, derivatives, [*_wires(written()), ("steps", "steps")]),
-        (reportlets, derivatives, [("figures", "figures"), ("captions", "captions"),
-                                   ("numbers", "numbers")]),
+        *((part, node, [(field, f"in{place}")])
+          for field, node in gathered.items() for place, part in enumerate((early, late), 1)),
+        *((node, derivatives, [("out", field)]) for field, node in gathered.items()),
     ])  # fmt: skip
-    estimate_memory(
+    estimate_needs(
         workflow, voxels=math.prod(examination.shape), echoes=len(examination.echo_times)
     )
     return workflow
@@ -195,7 +205,7 @@ def _add_head(
     region = parts[0].get_node("qsm_wf.inputnode").inputs.region
     if isdefined(region):
         workflow.get_node("reference_wf.inputnode").inputs.region = region
-    estimate_memory(workflow, voxels=math.prod(head.shape), echoes=len(parts))
+    estimate_needs(workflow, voxels=math.prod(head.shape), echoes=len(parts))
 
 
 def _init_head_wf(
@@ -221,8 +231,11 @@ def _init_head_wf(
     )
     derivatives = _writer(head, settings)
     reportlets = Node(Reportlets(), name="reportlets")
-    steps = Node(Merge(2), name="steps")
-    gathered = {field: Node(Merge(orientations), name=field) for field in ORIENTATION}
+    steps = Node(Merge(2), name="steps", run_without_submitting=True)
+    gathered = {
+        field: Node(Merge(orientations), name=field, run_without_submitting=True)
+        for field in ORIENTATION
+    }
     gathered["b0_direction"].inputs.no_flatten = True
     workflow.connect([
         *((node, cosmos_wf, [("out", f"inputnode.{field}")]) for field, node in gathered.items()),

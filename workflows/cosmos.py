@@ -7,7 +7,7 @@ from nipype.interfaces.utility import IdentityInterface, Merge
 from nipype.pipeline.engine import Node, Workflow
 
 from qsmpipe.interfaces.cosmos import RegisterRigid, ResampleTo
-from qsmpipe.workflows.stage import estimate_memory, interface_with, take_gpus
+from qsmpipe.workflows.stage import estimate_needs, interface_with, take_gpus
 
 INPUTS = ("magnitude", "brain_mask", "local_field", "mask", "noise", "b0_direction")
 
@@ -81,7 +81,7 @@ def init_cosmos_wf(
         name="outputnode",
     )
     merged = {
-        key: Node(Merge(count), name=key)
+        key: Node(Merge(count), name=key, run_without_submitting=True)
         for key, count in (
             ("fields", orientations), ("masks", orientations), ("noises", orientations),
             ("b0_directions", orientations), ("transforms", orientations - 1),
@@ -104,7 +104,7 @@ def init_cosmos_wf(
         (invert, outputnode, [(x, x) for x in ("chi", "mask", "step")]),
     ])  # fmt: skip
     take_gpus(workflow)
-    estimate_memory(workflow)
+    estimate_needs(workflow)
     return workflow
 
 

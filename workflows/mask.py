@@ -10,7 +10,7 @@ from qsmpipe.chain import Chain
 from qsmpipe.interfaces.mask import Combine, Given, QualityMap, Refine
 from qsmpipe.methods import GIVEN, mask_steps, parameters_of
 from qsmpipe.methods import method as row_of
-from qsmpipe.workflows.stage import estimate_memory, interface_with
+from qsmpipe.workflows.stage import estimate_needs, interface_with
 
 SYMBOLS = {"&": "and", "|": "or"}
 """How masks are joined, to :data:`qsmpipe.numerics.masks.morphology.OPERATIONS`."""
@@ -114,7 +114,7 @@ def init_mask_wf(
         (refine, outputnode, [("mask", "mask")]),
         (steps, outputnode, [("out", "steps")]),
     ])  # fmt: skip
-    estimate_memory(workflow)
+    estimate_needs(workflow)
     return workflow
 
 

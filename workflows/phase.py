@@ -9,7 +9,7 @@ from nipype.pipeline.engine import Node, Workflow
 from qsmpipe.chain import Chain
 from qsmpipe.interfaces.phase import Prepare
 from qsmpipe.workflows.offset import init_offset_wf
-from qsmpipe.workflows.stage import estimate_memory, take_gpus
+from qsmpipe.workflows.stage import estimate_needs, take_gpus
 
 INPUTS = (
     "magnitude", "phase", "real", "imag", "phase_slope", "phase_intercept", "phase_sign",
@@ -94,7 +94,7 @@ def init_phase_wf(
     prepare = Node(
         Prepare(num_threads=omp_nthreads, use_gpu=use_gpu), name="prepare", n_procs=omp_nthreads
     )
-    steps = Node(Merge(2 if remove else 1), name="steps")
+    steps = Node(Merge(2 if remove else 1), name="steps", run_without_submitting=True)
 
     workflow.connect([
         (inputnode, prepare, [(field, field) for field in INPUTS]),
@@ -106,7 +106,7 @@ def init_phase_wf(
     if not remove:
         workflow.connect(prepare, "phase", outputnode, "phase")
         take_gpus(workflow)
-        estimate_memory(workflow)
+        estimate_needs(workflow)
         return workflow
     offset_wf = init_offset_wf(
         method=offset, parameters=parameters, omp_nthreads=omp_nthreads, use_gpu=use_gpu
@@ -118,5 +118,5 @@ def init_phase_wf(
         (offset_wf, outputnode, [("outputnode.phase", "phase"), ("outputnode.offset", "offset")]),
     ])  # fmt: skip
     take_gpus(workflow)
-    estimate_memory(workflow)
+    estimate_needs(workflow)
     return workflow

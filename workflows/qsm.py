@@ -13,7 +13,7 @@ from qsmpipe.workflows.mask import init_mask_wf
 from qsmpipe.workflows.phase import AS_STORED, init_phase_wf
 from qsmpipe.workflows.phase import INPUTS as IMAGES
 from qsmpipe.workflows.relaxation import init_relaxation_wf
-from qsmpipe.workflows.stage import estimate_memory
+from qsmpipe.workflows.stage import estimate_needs
 from qsmpipe.workflows.susceptibility import OUTPUTS as SUSCEPTIBILITY
 from qsmpipe.workflows.susceptibility import init_susceptibility_wf
 from qsmpipe.workflows.swi import init_swi_wf
@@ -148,7 +148,7 @@ def init_qsm_wf(
         steps="steps",
     )
     workflow = qsm.finish({name: wires[name] for name in OUTPUTS if name in wires})
-    estimate_memory(workflow, echoes=echoes)
+    estimate_needs(workflow, echoes=echoes)
     return workflow
 
 

@@ -7,7 +7,7 @@ from nipype.interfaces.utility import IdentityInterface
 from nipype.pipeline.engine import Node, Workflow
 
 from qsmpipe.interfaces.reference import CSFReference, Reference
-from qsmpipe.workflows.stage import estimate_memory
+from qsmpipe.workflows.stage import estimate_needs
 
 METHODS = ("brain", "none", "region", "csf")
 """The mean over the mask becomes 0, nothing changes, the mean over a region becomes 0, or that of
@@ -96,5 +96,5 @@ def init_reference_wf(
     ])  # fmt: skip
     if method == "csf":
         workflow.connect(node, "region", outputnode, "region")
-    estimate_memory(workflow)
+    estimate_needs(workflow)
     return workflow

@@ -46,11 +46,14 @@ HEAD = 256 * 256 * 176
 """Voxels of a head at 1 mm."""
 
 
-def estimate_memory(workflow: Workflow, *, voxels: int = HEAD, echoes: int = 1) -> None:
-    """Tell the scheduler how much memory each node will take.
+def estimate_needs(workflow: Workflow, *, voxels: int = HEAD, echoes: int = 1) -> None:
+    """Tell the scheduler how much memory and how many processors each node will take.
 
-    Nipype's MultiProc, and what derives from it, estimates again when a node's images are there,
-    by their size. What is given here holds until then, and for schedulers that do not do so.
+    A stage that works on one thread asks for one processor, so that others run beside it.
+
+    Nipype's MultiProc, and what derives from it, estimates the memory again when a node's images
+    are there, by their size. What is given here holds until then, and for schedulers that do not
+    do so.
 
     Parameters
     ----------
@@ -64,8 +67,11 @@ def estimate_memory(workflow: Workflow, *, voxels: int = HEAD, echoes: int = 1) 
     for node in map(workflow.get_node, workflow.list_node_names()):
         is_stage = isinstance(node.interface, Stage)
         node._mem_gb = (node.interface if is_stage else Stage).memory_gb(voxels, echoes)
-        if is_stage:
-            node.ram_estimator = MemoryByGrid(node.interface, echoes=echoes)
+        if not is_stage:
+            continue
+        node.ram_estimator = MemoryByGrid(node.interface, echoes=echoes)
+        if node.interface.serial:
+            node.n_procs = node.inputs.num_threads = 1
 
 
 def stage_wf(
@@ -98,5 +104,5 @@ def stage_wf(
         (node, outputnode, [(field, field) for field in outputs]),
     ])  # fmt: skip
     take_gpus(workflow)
-    estimate_memory(workflow)
+    estimate_needs(workflow)
     return workflow

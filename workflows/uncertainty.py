@@ -9,7 +9,7 @@ from nipype.pipeline.engine import Node, Workflow
 from qsmpipe.interfaces.uncertainty import Uncertainty
 from qsmpipe.methods import SUPPLIED, function_of, method
 from qsmpipe.numerics.uncertainty import DEFAULT_REALISATIONS
-from qsmpipe.workflows.stage import estimate_memory, take_gpus
+from qsmpipe.workflows.stage import estimate_needs, take_gpus
 
 INPUTS = (
     "field", "noise", "mask", "background", "inversion", "region", "b0_direction", "magnitude",
@@ -113,5 +113,5 @@ def init_uncertainty_wf(
         (node, outputnode, [("deviation", "deviation"), ("step", "step")]),
     ])  # fmt: skip
     take_gpus(workflow)
-    estimate_memory(workflow)
+    estimate_needs(workflow)
     return workflow

@@ -2,9 +2,13 @@
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 
+from qsmpipe import __version__
 from qsmpipe.cli.errors import Exit, RunError
-from qsmpipe.cli.parser import parse
+from qsmpipe.cli.folders import absolute, check_folders
+from qsmpipe.cli.parser import Request, parse
+from qsmpipe.cli.server import start_server
 from qsmpipe.cli.signals import Stopped
 
 SUBCOMMANDS = {
@@ -23,8 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             from importlib import import_module
 
             return int(import_module(SUBCOMMANDS[words[0]]).main(words[1:]))
-        request = parse(words)
-        from qsmpipe.cli.run import run
+        request = prepared(parse(words))
+        from qsmpipe.cli.run import run  # loads torch: for some seconds
 
         return int(run(request))
     except RunError as failure:
@@ -36,3 +40,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("qsmpipe: interrupted; run the same command again to resume", file=sys.stderr)
         return int(Exit.INTERRUPTED)
+
+
+def prepared(request: Request) -> Request:
+    """Check folders and settings; then let a run's server import beside the run.
+
+    Raises
+    ------
+    RunError
+        If a folder is missing or a setting cannot be.
+    """
+    settings = absolute(request.settings)
+    check_folders(settings)
+    try:
+        settings.check()
+    except ValueError as error:
+        raise RunError(Exit.USAGE, str(error)) from error
+    if not (request.reports_only or request.boilerplate_only or request.dry_run):
+        print(f"qsmpipe {__version__} reads {settings.bids_dir}", file=sys.stderr, flush=True)
+        if not (settings.use_plugin or settings.slurm):
+            start_server()
+    return replace(request, settings=settings)

@@ -8,6 +8,7 @@ it starts are a process group: the group ends with the run, however the run ends
 
 import contextlib
 import ctypes
+import gc
 import multiprocessing
 import os
 import select
@@ -24,9 +25,8 @@ from typing import Any, NoReturn
 from nipype.pipeline.engine import Node
 from nipype.pipeline.plugins.multiproc import MultiProcPlugin, run_node
 
+from qsmpipe.cli.server import start_server
 from qsmpipe.cli.signals import Stopped
-
-PRELOAD = ["torch", "numba", "nipype.pipeline.engine", "qsmpipe.interfaces.base"]
 
 UNGUARDED = 86
 """Exit code of a process that would run the workflow again while it imports the script."""
@@ -100,8 +100,7 @@ class ProcessPerNode(MultiProcPlugin):
         if getattr(multiprocessing.current_process(), "_inheriting", False):
             os._exit(UNGUARDED)  # a node's process, which imports the script: it must not run it
         super().__init__(plugin_args=plugin_args)
-        self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(PRELOAD)
+        self._context = start_server()
         self._running: dict[int, tuple[BaseProcess, Connection]] = {}
 
     def _submit_job(self, node: Node, updatehash: bool = False) -> int:
@@ -150,10 +149,17 @@ class ProcessPerNode(MultiProcPlugin):
             If the script runs its workflow whenever it is imported, as each node's process does.
         """
         self._check_script()
+        gc.freeze()  # Nipype collects garbage at every submission, and all of this is none
         try:
             super().run(graph, config, updatehash)
         finally:
+            gc.unfreeze()
             self._end_nodes()
+
+    def _send_procs_to_workers(self, updatehash: bool = False, graph: Any = None) -> None:
+        """Submit the nodes that are ready, if there are any."""
+        if (~self.proc_done & (self.depidx.sum(axis=0) == 0)).any():
+            super()._send_procs_to_workers(updatehash, graph)
 
     def _end_nodes(self) -> None:
         """End the groups of all nodes that still run."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from qsmpipe import checks, derivatives, files, records
 from qsmpipe.checks import Examination, head_name
 from qsmpipe.cli.errors import DISK, Exit, RunError, remedy
-from qsmpipe.cli.inputs import absolute, check_folders, examine, find, validate, with_given
+from qsmpipe.cli.inputs import examine, find, validate, with_given
 from qsmpipe.cli.logs import announce, announce_heads, line, log_to
 from qsmpipe.cli.parser import Request
 from qsmpipe.cli.queue import attempt_folder
@@ -37,13 +37,7 @@ def run(request: Request) -> int:
     Stopped
         If a signal ends it before there is anything to report.
     """
-    settings = absolute(request.settings)
-    check_folders(settings)
-    try:
-        settings.check()
-    except ValueError as error:
-        raise RunError(Exit.USAGE, str(error)) from error
-    output = Path(settings.output_dir)
+    settings, output = request.settings, Path(request.settings.output_dir)
     with stoppable() as watch:
         if request.reports_only:
             return report_anew(output)

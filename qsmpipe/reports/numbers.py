@@ -1,8 +1,11 @@
 """Key numbers of one acquisition: volumes, spreads, and what betrays a bad map."""
 
+from collections.abc import Callable, Collection
+
 import numpy as np
 from scipy import ndimage
 
+from qsmpipe.maps import MAPS
 from qsmpipe.numerics.units import GAMMA
 from qsmpipe.records import Number
 from qsmpipe.reports.labels import (
@@ -25,30 +28,36 @@ EDGE_WIDTH = 3.0
 """Thickness of the mask's outer shell (mm)."""
 
 
-def summarise(maps: Maps) -> list[Number]:
+def summarise(maps: Maps, about: Collection[str] = MAPS) -> list[Number]:
     """Key numbers of an acquisition, as far as its maps are there.
 
     Parameters
     ----------
     maps : Maps
         The maps of one acquisition.
+    about : collection of str
+        Keys of the maps to measure; the other maps may be needed beside them.
 
     Returns
     -------
     numbers : list of Number
         In the order in which a report shows them.
     """
-    return [
-        *_masks(maps),
-        *_signal(maps),
-        *_field(maps, maps.field, "Total field"),
-        *_noise(maps),
-        *_jumps(maps),
-        *_field(maps, maps.local_field, "Local field"),
-        *_leftover(maps),
-        *_susceptibility(maps),
-        *_relaxation(maps),
-    ]
+    return [number for key, take in _measures() if key in about for number in take(maps)]
+
+
+def _measures() -> tuple[tuple[str, Callable[[Maps], list[Number]]], ...]:
+    return (
+        ("brain_mask", _masks),
+        ("phase", _signal),
+        ("field", lambda maps: _field(maps, maps.field, "Total field")),
+        ("noise", _noise),
+        ("field", _jumps),
+        ("local_field", lambda maps: _field(maps, maps.local_field, "Local field")),
+        ("local_field", _leftover),
+        ("chi", _susceptibility),
+        ("r2star", _relaxation),
+    )
 
 
 def phase_noise(phase: np.ndarray, mask: np.ndarray) -> float:

@@ -6,7 +6,6 @@ from typing import Literal, NamedTuple, TypeAlias, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.interpolate import BSpline, make_smoothing_spline
 from torch import Tensor
 
 from qsmpipe.numerics.inversion.common import Curve
@@ -129,17 +128,15 @@ def curvature(weights: NDArray, residuals: NDArray, penalties: NDArray) -> tuple
     weights, curvature : (FINE,) arrays
         Logarithm of the weight, and the curvature there.
     """
+    from scipy.interpolate import make_smoothing_spline  # half a second that few runs need
+
     fine = np.linspace(weights[0], weights[-1], FINE)
+    # The smoothness is chosen by generalised cross-validation.
+    splines = [make_smoothing_spline(weights, values) for values in (residuals, penalties)]
     (x1, x2), (y1, y2) = (
-        (spline.derivative(1)(fine), spline.derivative(2)(fine))
-        for spline in (_smoothed(weights, residuals), _smoothed(weights, penalties))
+        (spline.derivative(1)(fine), spline.derivative(2)(fine)) for spline in splines
     )
     return fine, (x1 * y2 - x2 * y1) / (x1**2 + y1**2) ** 1.5
-
-
-def _smoothed(weights: NDArray, values: NDArray) -> BSpline:
-    """Cubic spline whose smoothness is chosen by generalised cross-validation."""
-    return make_smoothing_spline(weights, values)
 
 
 def corner(weights: NDArray, residuals: NDArray, penalties: NDArray) -> float | None:

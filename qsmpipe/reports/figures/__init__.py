@@ -6,7 +6,7 @@
 the pictures that need more than that.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TypeAlias
@@ -37,8 +37,13 @@ OWN: dict[str, tuple[float, tuple[Painter, ...]]] = {
 }
 """Map to the margin (mm) and the painters of its own pictures."""
 
+LAST: dict[str, tuple[Painter, ...]] = {
+    "compared": (draw_compared,), "chi": (draw_histogram, draw_curves),
+}  # fmt: skip
+"""Map to the painters whose pictures come after all others."""
 
-def draw(maps: Maps, folder: Path) -> list[Picture]:
+
+def draw(maps: Maps, folder: Path, about: Collection[str] = MAPS) -> list[Picture]:
     """Draw every figure that the maps allow.
 
     Parameters
@@ -47,6 +52,8 @@ def draw(maps: Maps, folder: Path) -> list[Picture]:
         The maps of one acquisition.
     folder : Path
         Where the PNG files go; names do not depend on the data.
+    about : collection of str
+        Keys of the maps to draw; the other maps may be needed beside them.
 
     Returns
     -------
@@ -57,15 +64,18 @@ def draw(maps: Maps, folder: Path) -> list[Picture]:
         margin: View.of(maps.affine, maps.head_mask, margin, maps.mask) for margin in (WIDE, TIGHT)
     }
     with matplotlib.style.context("default"):
-        pictures = [painter(maps, views[margin], Path(folder)) for margin, painter in _painters()]
+        pictures = [
+            painter(maps, views[margin], Path(folder)) for margin, painter in _painters(about)
+        ]
     return [picture for picture in pictures if picture is not None]
 
 
-def _painters() -> Iterator[tuple[float, Painter]]:
-    for key, row in MAPS.items():
+def _painters(about: Collection[str]) -> Iterator[tuple[float, Painter]]:
+    for key in (key for key in MAPS if key in about):
         margin, painters = OWN.get(key, (TIGHT, ()))
         yield from ((margin, painter) for painter in painters)
-        if row.shown:
-            yield WIDE if row.shown.within == "head" else TIGHT, partial(draw_map, key, row.shown)
-    for painter in (draw_compared, draw_histogram, draw_curves):
-        yield TIGHT, painter
+        if shown := MAPS[key].shown:
+            yield WIDE if shown.within == "head" else TIGHT, partial(draw_map, key, shown)
+    for key, painters in LAST.items():
+        if key in about:
+            yield from ((TIGHT, painter) for painter in painters)

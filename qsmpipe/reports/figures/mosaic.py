@@ -194,7 +194,7 @@ def save(figure: Figure, paint: Paint | None, path: Path) -> None:
     palette = Image.new("P", (1, 1))
     palette.putpalette(_palette(paint).tobytes())
     image = Image.fromarray(np.ascontiguousarray(pixels))
-    image.quantize(palette=palette, dither=Image.Dither.NONE).save(path, optimize=True)
+    image.quantize(palette=palette, dither=Image.Dither.NONE).save(path)
 
 
 def _palette(paint: Paint | None) -> np.ndarray:
