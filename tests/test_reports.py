@@ -22,6 +22,7 @@ from PIL import Image
 
 from qsmpipe import records
 from qsmpipe.interfaces.reports import Reportlets
+from qsmpipe.maps import reported
 from qsmpipe.methods import METHODS
 from qsmpipe.numerics.units import GAMMA
 from qsmpipe.records import (
@@ -369,6 +370,24 @@ def test_the_interface_draws_and_measures(files: dict[str, str], tmp_path: Path)
     assert all(set(n) == {"label", "value", "unit"} for n in outputs.numbers)
     json.dumps([outputs.captions, outputs.numbers], allow_nan=False)
     assert value(records.take(Number, outputs.numbers), labels.ECHOES) == 3
+
+
+def test_what_is_there_before_the_inversion_and_after_it_makes_one_report(
+    files: dict[str, str], tmp_path: Path
+) -> None:
+    def run(*about: str) -> tuple[dict[str, bytes], list[dict[str, Any]]]:
+        folder = tmp_path / ("-".join(about)[:20] or "all")
+        folder.mkdir()
+        chosen = {"about": list(about)} if about else {}
+        done = Reportlets(**files, **chosen, field_strength=3.0).run(cwd=str(folder)).outputs
+        return {Path(f).name: Path(f).read_bytes() for f in done.figures}, done.numbers
+
+    pictures, told = run()
+    first, early = run(*reported(inverted=False))
+    second, late = run(*reported(inverted=True))
+    assert set(first) & set(second) == set()
+    assert first | second == pictures
+    assert sorted(map(str, early + late)) == sorted(map(str, told))
 
 
 def test_the_choice_of_lambda_is_drawn(files: dict[str, str], tmp_path: Path) -> None:
