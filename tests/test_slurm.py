@@ -23,7 +23,7 @@ from nipype.pipeline.engine import Node
 from qsmpipe import files, records, slurm
 from qsmpipe.cli import main
 from qsmpipe.cli import slurm as jobs
-from qsmpipe.cli.inputs import absolute
+from qsmpipe.cli.folders import absolute
 from qsmpipe.cli.needs import needs
 from qsmpipe.cli.queue import Job, State, mark
 from qsmpipe.interfaces.uncertainty import Uncertainty

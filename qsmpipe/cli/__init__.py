@@ -8,6 +8,7 @@ from qsmpipe import __version__
 from qsmpipe.cli.errors import Exit, RunError
 from qsmpipe.cli.folders import absolute, check_folders
 from qsmpipe.cli.parser import Request, parse
+from qsmpipe.cli.resources import check_job, check_slurm, has_gpu, read_plugin
 from qsmpipe.cli.server import start_server
 from qsmpipe.cli.signals import Stopped
 
@@ -43,12 +44,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def prepared(request: Request) -> Request:
-    """Check folders and settings; then let a run's server import beside the run.
+    """Check folders, settings and resources; then let a run's server import beside the run.
 
     Raises
     ------
     RunError
-        If a folder is missing or a setting cannot be.
+        If a folder or a resource is missing, or a setting cannot be.
     """
     settings = absolute(request.settings)
     check_folders(settings)
@@ -56,7 +57,14 @@ def prepared(request: Request) -> Request:
         settings.check()
     except ValueError as error:
         raise RunError(Exit.USAGE, str(error)) from error
-    if not (request.reports_only or request.boilerplate_only or request.dry_run):
+    if request.reports_only or request.boilerplate_only:
+        return replace(request, settings=settings)
+    has_gpu(settings.device, read_plugin(settings.use_plugin), settings.slurm)
+    if settings.slurm:
+        check_slurm(settings)
+    if request.job_of:
+        check_job(settings, request.job_of)
+    if not request.dry_run:
         print(f"qsmpipe {__version__} reads {settings.bids_dir}", file=sys.stderr, flush=True)
         if not (settings.use_plugin or settings.slurm):
             start_server()

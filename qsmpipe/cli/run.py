@@ -18,7 +18,6 @@ from qsmpipe.cli.parser import Request
 from qsmpipe.cli.queue import attempt_folder
 from qsmpipe.cli.rehearsal import dry_run
 from qsmpipe.cli.reporting import report, report_anew, write_methods_text
-from qsmpipe.cli.resources import check_job, check_slurm, has_gpu, read_plugin
 from qsmpipe.cli.signals import Stopped, Watch, stoppable
 from qsmpipe.records import Logbook, Record, Run
 from qsmpipe.settings import Settings, versions
@@ -41,12 +40,6 @@ def run(request: Request) -> int:
     with stoppable() as watch:
         if request.reports_only:
             return report_anew(output)
-        if not request.boilerplate_only:
-            has_gpu(settings.device, read_plugin(settings.use_plugin), settings.slurm)
-            if settings.slurm:
-                check_slurm(settings)
-            if request.job_of:
-                check_job(settings, request.job_of)
         validate(settings)
         found = find(settings)
         examinations, given = with_given(examine(found, settings), settings)
