@@ -125,7 +125,8 @@ def bounding_box(mask: Tensor) -> Box:
     >>> bounding_box(mask)
     (slice(1, 3, None), slice(2, 3, None), slice(4, 6, None))
     """
-    ranges = [mask.any(dim=others).nonzero() for others in ((1, 2), (0, 2), (0, 1))]
+    array = mask.cpu().numpy()  # numpy's any stops where it knows
+    ranges = [array.any(axis=others).nonzero()[0] for others in ((1, 2), (0, 2), (0, 1))]
     x, y, z = (slice(int(where[0]), int(where[-1]) + 1) for where in ranges)
     return x, y, z
 

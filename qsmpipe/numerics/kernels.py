@@ -1,12 +1,13 @@
 """Convolution kernels as transfer functions on the half spectrum of :mod:`.fourier`."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from qsmpipe.numerics.fourier import Shape, Zooms
+from qsmpipe.numerics.fourier import PLANES, Shape, Zooms
 
 AXIAL = (0.0, 0.0, 1.0)
 """B0 along the third voxel axis."""
@@ -43,6 +44,7 @@ def dipole(
     b0_direction: Sequence[float] = AXIAL,
     *,
     tapered: bool = True,
+    planes: slice = slice(None),
     like: Tensor,
 ) -> Tensor:
     r"""Transfer function from susceptibility (ppm) to field (ppm), :math:`1/3 - (k.b)^2/k^2` [1]_.
@@ -64,6 +66,8 @@ def dipole(
     tapered : bool
         Whether the products end at 0. Not for a field that was measured on other axes and
         resampled: it has them all.
+    planes : slice
+        Frequencies of the first axis that are wanted.
     like : Tensor
         Gives dtype and device.
 
@@ -88,13 +92,38 @@ def dipole(
     factors = along
     if tapered:
         factors = [a * _taper(k, zoom) for a, k, zoom in zip(along, waves, zooms, strict=True)]
-    products = (factors[0] + factors[1] + factors[2]) ** 2
-    squares = [a**2 - t**2 for a, t in zip(along, factors, strict=True)]
-    squared = kx**2 + ky**2 + kz**2
-    squared[0, 0, 0] = torch.inf
-    transfer = 1 / 3 - (products + squares[0] + squares[1] + squares[2]) / squared
-    transfer[0, 0, 0] = 0.0
-    return transfer
+    a, b, c = factors
+    # (a + b + c)^2 less what the taper takes from the squares, of which each axis has its own.
+    slope = 2 * (a + b)
+    level = 2 * a * b + along[0] ** 2 + along[1] ** 2
+    depth, squared, last = along[2] ** 2, kx**2 + ky**2, kz**2
+    chosen = range(shape[0])[planes]
+    transfer = like.new_empty((len(chosen), shape[1], shape[2] // 2 + 1))
+    for part in pieces(len(chosen)):
+        here = slice(chosen[part.start], chosen[part.stop - 1] + 1)
+        torch.add(level[here], depth, out=transfer[part])
+        transfer[part].addcmul_(slope[here], c).div_(squared[here] + last)
+    if chosen.start == 0:
+        transfer[0, 0, 0] = 1 / 3
+    return transfer.neg_().add_(1 / 3)
+
+
+def pieces(planes: int) -> Iterator[slice]:
+    """Cut the planes of the first axis into pieces, to work on what the cache holds."""
+    for start in range(0, planes, PLANES):
+        yield slice(start, min(start + PLANES, planes))
+
+
+def scale(spectrum: Tensor, transfer: Tensor) -> Tensor:
+    """Multiply a half spectrum by a real transfer function, in place.
+
+    By numpy on the CPU, where torch would make complex numbers of all factors first.
+    """
+    if spectrum.device.type == "cpu":
+        values = spectrum.numpy()
+        np.multiply(values, transfer.numpy(), out=values)
+        return spectrum
+    return spectrum.mul_(transfer)
 
 
 def _taper(k: Tensor, zoom: float) -> Tensor:

@@ -10,8 +10,9 @@ import scipy.fft
 import torch
 from torch import Tensor
 
-from qsmpipe.numerics.fourier import Shape, Zooms, convolve
+from qsmpipe.numerics.fourier import Shape, Zooms, irfft, rfft
 from qsmpipe.numerics.grids import bounding_box, crop, in_place
+from qsmpipe.numerics.kernels import pieces, scale
 from qsmpipe.numerics.noise import ASSUMED_NOISE, noise_level
 from qsmpipe.numerics.solvers import Convergence
 from qsmpipe.numerics.units import radians_per_ppm
@@ -149,6 +150,12 @@ class Window:
         inside = torch.where(self.mask[x, y, z], chi[x, y, z], 0)
         return in_place(inside, bounding_box(self.image), like=self.image)
 
-    def filtered(self, transfer: Callable[[Shape], Tensor]) -> Tensor:
-        """Field filtered by ``transfer(shape)``, on the image's grid; 0 outside the mask."""
-        return self.back(convolve(self.field, transfer(self.shape), self.shape))
+    def filtered(self, transfer: Callable[[slice], Tensor]) -> Tensor:
+        """Field filtered by a transfer function, on the image's grid; 0 outside the mask.
+
+        ``transfer`` gives some planes of the half spectrum along its first axis.
+        """
+        spectrum = rfft(self.field, self.shape)
+        for planes in pieces(self.shape[0]):
+            scale(spectrum[planes], transfer(planes))
+        return self.back(irfft(spectrum, self.shape, self.field.shape, overwrite=True))

@@ -10,7 +10,7 @@ from torch import Tensor
 from qsmpipe.numerics.fourier import Shape, Zooms, copies, irfft, rfft
 from qsmpipe.numerics.inversion.choice import Trial, choose, expected_residual, geometric
 from qsmpipe.numerics.inversion.common import Susceptibility, Window
-from qsmpipe.numerics.kernels import AXIAL, dipole, laplacian
+from qsmpipe.numerics.kernels import AXIAL, dipole, laplacian_lines, scale
 from qsmpipe.numerics.noise import data_weight
 from qsmpipe.numerics.parameters import Positive, checked
 
@@ -75,10 +75,12 @@ def tkd(
     """
     window = Window.around(field, mask, zooms, padding=PADDING)
 
-    def inverse(shape: Shape) -> Tensor:
-        kernel = dipole(shape, zooms, b0_direction, like=window.field)
-        signs = torch.where(kernel.abs() > ROUNDING, kernel.sign(), 0.0)
-        return torch.where(kernel.abs() > threshold, 1 / kernel, signs / threshold)
+    def inverse(planes: slice) -> Tensor:
+        kernel = dipole(window.shape, zooms, b0_direction, planes=planes, like=window.field)
+        size = kernel.abs()
+        nothing = size <= ROUNDING
+        inverse = torch.copysign(size.clamp_(min=threshold), kernel).reciprocal_()
+        return inverse.masked_fill_(nothing, 0)
 
     return Susceptibility(window.filtered(inverse), None)
 
@@ -122,18 +124,22 @@ def tsvd(
     """
     window = Window.around(field, mask, zooms, padding=PADDING)
 
-    def inverse(shape: Shape) -> Tensor:
-        kernel = dipole(shape, zooms, b0_direction, like=window.field)
+    def inverse(planes: slice) -> Tensor:
+        kernel = dipole(window.shape, zooms, b0_direction, planes=planes, like=window.field)
         # Some kernels are as large as a round threshold: rounding must not divide them.
-        return torch.where(kernel.abs() > threshold + ROUNDING, 1 / kernel, 0.0)
+        nothing = kernel.abs() <= threshold + ROUNDING
+        return kernel.reciprocal_().masked_fill_(nothing, 0)
 
     return Susceptibility(window.filtered(inverse), None)
 
 
-def penalty(prior: Prior, shape: Shape, zooms: Zooms, *, like: Tensor) -> Tensor:
+def penalty(
+    prior: Prior, shape: Shape, zooms: Zooms, *, planes: slice = slice(None), like: Tensor
+) -> Tensor:
     """Eigenvalues of what a prior penalises, squared: L, 1 or L2, as a half spectrum.
 
-    Per mm2, without unit, per mm4; L are those of minus the Laplacian.
+    Per mm2, without unit, per mm4; L are those of minus the Laplacian. Of the first axis those at
+    ``planes``.
 
     Raises
     ------
@@ -144,8 +150,9 @@ def penalty(prior: Prior, shape: Shape, zooms: Zooms, *, like: Tensor) -> Tensor
         msg = f"prior is {prior!r}: choose from {', '.join(get_args(Prior))}"
         raise ValueError(msg)
     if prior == "identity":
-        return like.new_ones((shape[0], shape[1], shape[2] // 2 + 1))
-    smooth = laplacian(shape, zooms, like=like)
+        return like.new_ones((len(range(shape[0])[planes]), shape[1], shape[2] // 2 + 1))
+    x, y, z = laplacian_lines(shape, zooms, like=like)
+    smooth = x[planes] + y + z
     return smooth if prior == "gradient" else smooth**2
 
 
@@ -204,17 +211,25 @@ def l2(
     """
     window = Window.around(field, mask, zooms, padding=PADDING)
     shape = window.shape
+
+    def inverse(planes: slice, weight: float) -> Tensor:
+        kernel = dipole(shape, zooms, b0_direction, planes=planes, like=window.field)
+        smooth = penalty(prior, shape, zooms, planes=planes, like=window.field)
+        denominator = kernel.square().add_(smooth, alpha=weight)
+        if planes.start == 0:
+            denominator[0, 0, 0] = torch.inf
+        return kernel.div_(denominator)
+
+    if not isinstance(lambda_, str):
+        return Susceptibility(window.filtered(lambda planes: inverse(planes, lambda_)), None)
+    whole = slice(0, shape[0])
     kernel = dipole(shape, zooms, b0_direction, like=window.field)
     smooth = penalty(prior, shape, zooms, like=window.field)
     data = rfft(window.field, shape)
 
     def solve(weight: float) -> Tensor:
-        denominator = kernel**2 + weight * smooth
-        denominator[0, 0, 0] = torch.inf
-        return data * (kernel / denominator)
+        return scale(data.clone(), inverse(whole, weight))
 
-    if not isinstance(lambda_, str):
-        return Susceptibility(window.back(irfft(solve(lambda_), shape, window.mask.shape)), None)
     trust = window.place(data_weight(mask, noise, field))
 
     def tried(weight: float) -> Trial:
