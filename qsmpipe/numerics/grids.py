@@ -7,6 +7,7 @@ many there are. Nothing is guessed for them.
 
 from typing import TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -126,7 +127,7 @@ def bounding_box(mask: Tensor) -> Box:
     (slice(1, 3, None), slice(2, 3, None), slice(4, 6, None))
     """
     array = mask.cpu().numpy()  # numpy's any stops where it knows
-    ranges = [array.any(axis=others).nonzero()[0] for others in ((1, 2), (0, 2), (0, 1))]
+    ranges = [np.flatnonzero(array.any(axis=others)) for others in ((1, 2), (0, 2), (0, 1))]
     x, y, z = (slice(int(where[0]), int(where[-1]) + 1) for where in ranges)
     return x, y, z
 
