@@ -43,6 +43,12 @@ def replacing(path: str | Path) -> Iterator[Path]:
         raise
 
 
+def look_anew(folder: str | Path) -> None:
+    """Let a folder on NFS be read from its server next, not from this machine's memory of it."""
+    with suppress(OSError):
+        os.utime(folder)
+
+
 def write(path: str | Path, text: str) -> Path:
     """Write ``text`` (UTF-8) to ``path``, whole and on the disk, or raise ``OSError``."""
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:

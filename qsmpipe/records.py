@@ -7,9 +7,7 @@ of another, so that runs may share an output folder at the same time. :func:`rea
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cache, cached_property
@@ -279,8 +277,7 @@ def read_record(output_dir: str | Path, run: str, name: str) -> Record | None:
     One that cannot be read counts as an acquisition that failed, as for :func:`read`.
     """
     path = log_folder(output_dir, run) / "acquisitions" / _file_name(name)
-    with suppress(OSError):
-        os.utime(path.parent)  # a folder on NFS is then read anew
+    files.look_anew(path.parent)
     return _record(path) if path.exists() else None
 
 

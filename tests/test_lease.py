@@ -502,10 +502,10 @@ def test_a_run_has_as_many_gpu_slots_as_devices(
     def slots(settings: Settings, *, use_gpu: bool) -> dict[str, Any]:
         graph = Graph(Workflow("slots"), {}, {}, {}, use_gpu, read_plugin(settings.use_plugin))
         runner = _runner(graph, settings, tmp_path / "log", RunProgress({}))
+        plugin = runner["plugin"]
         if not settings.use_plugin:
-            assert runner["plugin"].n_gpu_procs == runner["plugin"].plugin_args["n_gpu_procs"]
-            return runner["plugin"].plugin_args
-        return runner["plugin_args"]
+            assert plugin.n_gpu_procs == plugin.plugin_args["n_gpu_procs"]
+        return plugin.plugin_args
 
     monkeypatch.setenv(VISIBLE, "0,1")
     assert slots(Settings(), use_gpu=True)["n_gpu_procs"] == 2

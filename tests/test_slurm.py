@@ -19,6 +19,7 @@ import datasets
 import pytest
 from nipype.interfaces.utility import IdentityInterface
 from nipype.pipeline.engine import Node
+from nipype.pipeline.plugins import SLURMPlugin
 
 from qsmpipe import files, records, slurm
 from qsmpipe.cli import main
@@ -26,6 +27,7 @@ from qsmpipe.cli import slurm as jobs
 from qsmpipe.cli.folders import absolute
 from qsmpipe.cli.needs import needs
 from qsmpipe.cli.queue import Job, State, mark
+from qsmpipe.cli.resources import crash_proof
 from qsmpipe.interfaces.uncertainty import Uncertainty
 from qsmpipe.records import Failure, Record
 from qsmpipe.settings import Settings
@@ -259,6 +261,18 @@ def test_paths_mean_the_same_in_a_job(tmp_path: Path, monkeypatch: pytest.Monkey
     assert found.bids_filter_file == str(tmp_path / "filter.json")
     assert found.bids_database_dir == str(tmp_path / "index")
     assert absolute(Settings()).bids_filter_file == ""
+
+
+def test_a_plugin_of_nipypes_outlives_a_job_that_was_killed(tmp_path: Path) -> None:
+    plugin = crash_proof("SLURM", {"max_jobs": 3})
+    assert isinstance(plugin, SLURMPlugin)
+    assert plugin.max_jobs == 3
+    lost = node("lost", 1.0, 1)
+    lost.base_dir = str(tmp_path)
+    lost.config = {"execution": {"crashdump_dir": str(tmp_path), "crashfile_format": "txt"}}
+    text = "OSError: Job id (7) finished or terminated, but results file does not exist"
+    file = plugin._report_crash(lost, {"result": None, "traceback": text})
+    assert text in Path(file).read_text()
 
 
 @pytest.fixture

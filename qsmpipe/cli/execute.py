@@ -23,7 +23,7 @@ from qsmpipe.cli.errors import Exit, RunError
 from qsmpipe.cli.logs import log_to
 from qsmpipe.cli.plugin import ProcessPerNode, crash_folder
 from qsmpipe.cli.progress import RunProgress
-from qsmpipe.cli.resources import ON_THIS_HOST, Plugin, has_gpu, read_plugin
+from qsmpipe.cli.resources import ON_THIS_HOST, Plugin, crash_proof, has_gpu, read_plugin
 from qsmpipe.cli.signals import Stopped
 from qsmpipe.derivatives import WRITER
 from qsmpipe.interfaces.lease import visible_devices
@@ -365,7 +365,7 @@ def _runner(
         return {"plugin": ProcessPerNode(arguments)}
     plugin, own = graph.plugin
     del arguments["log_file"]
-    return {"plugin": plugin, "plugin_args": arguments | own}
+    return {"plugin": crash_proof(plugin, arguments | own)}
 
 
 def computing_nodes(workflow: Workflow) -> dict[str, list[Node]]:

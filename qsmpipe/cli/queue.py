@@ -1,6 +1,7 @@
 """What Slurm is told and asked: arrays of jobs, their states, their end."""
 
 import os
+import re
 import signal
 import site
 import subprocess
@@ -165,7 +166,10 @@ def submit(
     done = _ask("sbatch", "--parsable", file.name, cwd=folder)
     if done.returncode:
         raise ValueError(" ".join(done.stderr.replace("sbatch: error: ", "").split()))
-    array = done.stdout.split()[-1].partition(";")[0]
+    number = re.search(r"^(\d+)(;|\s*$)", done.stdout, re.MULTILINE)
+    if not number:
+        raise ValueError(f"sbatch told no job's number, but {done.stdout.strip() or 'nothing'}")
+    array = number[1]
     return [Job(f"{array}_{n}", subject, request, folder) for n, subject in enumerate(subjects, 1)]
 
 
@@ -189,11 +193,11 @@ def states(jobs: Iterable[str]) -> dict[str, State] | None:
     done = _ask("squeue", *words, f"--jobs={','.join(arrays)}")
     if done.returncode and "Invalid job id" not in done.stderr:
         return None
-    rows = [row for line in done.stdout.splitlines() if len(row := line.split(maxsplit=4)) == 5]
-    return {
-        f"{array}_{task}": State(name, _status(status), reason.strip())
-        for array, task, name, status, reason in rows
-    }
+    known = {}
+    for row in done.stdout.splitlines():
+        array, task, name, status, reason = [*row.split(maxsplit=4), "", "", "", "", ""][:5]
+        known[f"{array}_{task}"] = State(name, _status(status), reason.strip())
+    return known
 
 
 def _status(text: str) -> int:

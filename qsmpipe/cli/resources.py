@@ -3,9 +3,11 @@
 import os
 import shutil
 import socket
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from qsmpipe import files
 from qsmpipe.cli.errors import Exit, RunError
 from qsmpipe.cli.queue import marks, states
 from qsmpipe.settings import Settings
@@ -62,6 +64,23 @@ def read_plugin(path: str) -> Plugin | None:
             Exit.USAGE, f"{wrong}Nipype has no plugin {plugin!r}: choose from {', '.join(known)}"
         )
     return plugin, own
+
+
+def crash_proof(name: str, arguments: Mapping[str, Any]) -> Any:
+    """Make a plugin of Nipype's for which a job that is killed is an error of its node alone.
+
+    Nipype keeps text of such a job, and fails itself when it wants to add to it as to a list.
+    """
+    from nipype.pipeline import plugins
+
+    kind = getattr(plugins, f"{name}Plugin")
+
+    def report_crash(self: Any, node: Any, result: Mapping[str, Any] | None = None) -> Any:
+        if result and isinstance(result["traceback"], str):
+            result = {**result, "traceback": result["traceback"].splitlines(keepends=True)}
+        return kind._report_crash(self, node, result)
+
+    return type(kind.__name__, (kind,), {"_report_crash": report_crash})(plugin_args=arguments)
 
 
 def has_gpu(device: str, plugin: Plugin | None, slurm: str = "") -> bool:
@@ -128,7 +147,8 @@ def check_slurm(settings: Settings) -> None:
             f"or end them (scancel {' '.join(named)})",
         )
     for path in left:
-        path.unlink()
+        if path.read_text():  # otherwise its jobs are being submitted
+            path.unlink()
 
 
 def check_job(settings: Settings, run: str) -> None:
@@ -140,6 +160,8 @@ def check_job(settings: Settings, run: str) -> None:
         It names folder and machine.
     """
     folder = marks(settings)
+    for each in (folder.parent, folder):
+        files.look_anew(each)
     if not folder.is_dir() or run not in os.listdir(folder):
         raise RunError(
             Exit.CANNOT_CREATE,

@@ -156,7 +156,7 @@ def finished(
     said: dict[str, str] = {}
     while jobs and time.monotonic() - begin < patience:
         time.sleep(POLL)
-        os.utime(folder)  # a folder on NFS is then read anew
+        files.look_anew(folder)
         left = set(os.listdir(folder))
         codes = {id_: job.code for id_, job in jobs.items() if job.file("ended").name in left}
         now = time.monotonic()
