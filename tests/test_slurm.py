@@ -125,6 +125,7 @@ def test_noisy_fields_take_their_time_each_and_a_step_on_a_gpu_makes_it_a_job_on
     own = needs([drawn], Settings(slurm="auto"))
     assert own.seconds == 900 + 10 * (60 + 600)
     assert own.use_gpu
+    assert own.processors == 2, "short steps on the CPU run side by side"
 
 
 REQUEST = {"cpus-per-task": "1", "mem": "2G", "time": "2:00:00", "partition": "a,b"}

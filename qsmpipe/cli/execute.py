@@ -321,7 +321,7 @@ def _configure(log_file: Path, settings: Settings, *, elsewhere: bool, verbose: 
             "execution": {
                 "crashdump_dir": str(log_file.parent),
                 "crashfile_format": "txt",
-                "poll_sleep_duration": 2 if elsewhere else 0.05,
+                "poll_sleep_duration": 5 if elsewhere else 0.05,
                 "job_finished_timeout": 30,
                 "remove_unnecessary_outputs": False,
                 "stop_on_first_crash": settings.stop_on_first_crash,

@@ -13,6 +13,9 @@ from qsmpipe.slurm import LARGEST_ARRAY, OVERHEAD_GB, Resources, parse
 START_S, NODE_S, GIGABYTE_S = 900, 60, 600
 """Time that a job is given: to start and compile; for each node; for each GB of a node."""
 
+SIDE_BY_SIDE = 2
+"""Processors of a job at least, where the user says nothing: short nodes run side by side."""
+
 MARGIN = 1.2
 """Memory that a job is given over what its nodes are expected to take."""
 
@@ -25,7 +28,7 @@ def needs(nodes: Sequence[Node], settings: Settings) -> Resources:
     """
     threads = max(node.n_procs for node in nodes)
     own = parse(settings.slurm)
-    processors = int(own.get("cpus-per-task", settings.nprocs or threads))
+    processors = int(own.get("cpus-per-task", settings.nprocs or max(threads, SIDE_BY_SIDE)))
     at_once = nlargest(max(1, processors // threads), (node.mem_gb for node in nodes))
     draws = [getattr(node.inputs, "realisations", 1) for node in nodes]
     seconds = (
