@@ -24,6 +24,7 @@ from nipype.pipeline.plugins import SLURMPlugin
 from qsmpipe import files, records, slurm
 from qsmpipe.cli import main
 from qsmpipe.cli import slurm as jobs
+from qsmpipe.cli.execute import ENDED_EARLY
 from qsmpipe.cli.folders import absolute
 from qsmpipe.cli.needs import needs
 from qsmpipe.cli.queue import Job, State, mark
@@ -368,6 +369,27 @@ def test_a_stopped_run_cancels_its_jobs(
     (record,) = records.read(tmp_path / "out").current
     assert (record.status, record.failures) == ("interrupted", ())
     assert "The run was stopped by SIGTERM" in (tmp_path / "out/sub-01.html").read_text()
+    assert list((tmp_path / "work" / "slurm").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "sudden", [False, True], ids=["the first that fails shall end all", "a fault of the command"]
+)
+def test_no_job_is_left_behind(
+    sudden: bool, fake: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for label in ("01", "02"):
+        datasets.write(tmp_path / "bids", prefix=f"sub-{label}")
+    (fake / "fates.json").write_text(json.dumps({"1": "FAILED", "2": "resources"}))
+    if sudden:
+        monkeypatch.setattr(jobs, "records_of", {}.__getitem__)
+        with pytest.raises(TypeError):
+            main(words(tmp_path, "--slurm", "auto"))
+    else:
+        assert main(words(tmp_path, "--slurm", "auto", "--stop-on-first-crash")) == 1
+        (record,) = (r for r in records.read(tmp_path / "out").current if r.name == "sub-02")
+        assert record.failures == (Failure("job", ENDED_EARLY),)
+    assert (fake / "1_2.cancelled").exists()
     assert list((tmp_path / "work" / "slurm").iterdir()) == []
 
 
