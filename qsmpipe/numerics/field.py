@@ -1,16 +1,15 @@
 """Total field from the phase of all echoes, with how well it is known."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-import numba
 import numpy as np
 import torch
 from scipy.special import gammaincinv
 from torch import Tensor
 
-from qsmpipe.numerics.compiled import compiled
+from qsmpipe.numerics.compiled import compiled, in_pieces
 from qsmpipe.numerics.grids import check_finite, check_grid
 from qsmpipe.numerics.parameters import Count, NotNegative, checked
 from qsmpipe.numerics.phase import wrap
@@ -28,8 +27,8 @@ DEFAULT_TOLERANCE = 1e-4
 DEFAULT_MAX_ITERATIONS = 500
 """Steps of the nonlinear fit at most; only voxels that are not done take them."""
 
-CHUNK = 1 << 18
-"""Voxels fitted at once on CUDA: bounds the memory."""
+CHUNK, PIECE = 1 << 18, 1 << 14
+"""Voxels fitted at once on CUDA, which bounds the memory, and on the CPU."""
 
 
 class TotalField(NamedTuple):
@@ -99,9 +98,8 @@ def weighted_mean(
     .. [1] Robinson et al. NMR Biomed 30 (2017) e3601, doi:10.1002/nbm.3601
     """
     echoes = _select(phase, mask, magnitude, echo_times, field_strength)
-    _, slope, information = _line(echoes, offset=False)
-    residuals = [wrap(p - t * slope) for p, t in zip(echoes.phase, echoes.times, strict=True)]
-    return _finish(echoes, mask, slope, information, torch.stack(residuals), None)
+    fit = _in_chunks(lambda part, _: _with_rest(part, *_line(part, offset=False)), echoes)
+    return _finish(echoes, mask, fit, None)
 
 
 def linear(
@@ -145,11 +143,9 @@ def linear(
     .. [1] Robinson et al. NMR Biomed 30 (2017) e3601, doi:10.1002/nbm.3601
     """
     echoes = _select(phase, mask, magnitude, echo_times, field_strength)
-    level, slope, information = _line(echoes, offset=len(echoes.times) > 1)
-    residuals = [
-        wrap(p - level - t * slope) for p, t in zip(echoes.phase, echoes.times, strict=True)
-    ]
-    return _finish(echoes, mask, slope, information, torch.stack(residuals), None)
+    several = len(echoes.times) > 1
+    fit = _in_chunks(lambda part, _: _with_rest(part, *_line(part, offset=several)), echoes)
+    return _finish(echoes, mask, fit, None)
 
 
 @checked
@@ -213,13 +209,11 @@ def nonlinear(
     echoes = _select(phase, mask, magnitude, echo_times, field_strength)
     offset = offset and len(echoes.times) > 1
     newton = _newton_loops if echoes.phase.device.type == "cpu" else _newton_torch
-    intercept, slope, information, convergence = newton(
+    *line, convergence = newton(
         echoes, offset=offset, tolerance=tolerance, max_iterations=max_iterations
     )
-    residuals = torch.stack([
-        wrap(p - intercept - t * slope) for p, t in zip(echoes.phase, echoes.times, strict=True)
-    ])  # fmt: skip
-    return _finish(echoes, mask, slope, information, residuals, convergence)
+    fit = _in_chunks(lambda part, here: _with_rest(part, *(x[here] for x in line)), echoes)
+    return _finish(echoes, mask, fit, convergence)
 
 
 def _select(
@@ -239,11 +233,13 @@ def _select(
         raise ValueError(msg)
     check_finite(phase, mask, "phase")
     check_finite(magnitude, mask, "magnitude")
-    inside = magnitude[:, mask]
-    largest = inside.max().clamp(min=1e-30) if inside.numel() else 1.0
+    place = mask.reshape(-1).nonzero()[:, 0]
+    inside = magnitude.flatten(1).index_select(1, place)
+    if inside.numel():
+        inside.div_(inside.max().clamp(min=1e-30)).clamp_(min=1e-6)
     return _Echoes(
-        phase[:, mask],
-        (inside / largest).clamp_(min=1e-6),
+        phase.flatten(1).index_select(1, place),
+        inside,
         [time / times[-1] for time in times],
         radians_per_ppm(field_strength, times[-1]),
     )
@@ -255,31 +251,63 @@ def _moments(echoes: _Echoes, *, offset: bool) -> tuple[Tensor, Tensor, Tensor]:
     With time counted from the mean, J'J of intercept and slope is diagonal: its entries are the
     first and the last of these.
     """
-    total = torch.zeros_like(echoes.magnitude[0])
-    mean = torch.zeros_like(total)
-    for m, t in zip(echoes.magnitude, echoes.times, strict=True):
-        total += m * m
-        mean += m * m * t
-    mean = mean / total if offset else torch.zeros_like(total)
-    spread = torch.zeros_like(total)
-    for m, t in zip(echoes.magnitude, echoes.times, strict=True):
-        spread += (m * (t - mean)).square_()
-    return total, mean, spread
+    weight = echoes.magnitude.square()
+    times = weight.new_tensor(echoes.times)[:, None]
+    total = weight.sum(0)
+    mean = (weight * times).sum(0).div_(total) if offset else torch.zeros_like(total)
+    return total, mean, (times - mean).square_().mul_(weight).sum(0)
 
 
 def _line(
-    echoes: _Echoes, values: Sequence[Tensor] | Tensor | None = None, *, offset: bool
+    echoes: _Echoes, values: Tensor | None = None, *, offset: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Weighted straight line through ``values`` (the phase): intercept, slope and its spread."""
     total, mean, spread = _moments(echoes, offset=offset)
-    level, slope = torch.zeros_like(total), torch.zeros_like(total)
-    values = echoes.phase if values is None else values
-    for p, m, t in zip(values, echoes.magnitude, echoes.times, strict=True):
-        level += m * m * p
-        slope += m * m * (t - mean) * p
-    slope /= spread
-    level = level / total - mean * slope if offset else torch.zeros_like(total)
-    return level, slope, spread
+    weighted = echoes.magnitude.square().mul_(echoes.phase if values is None else values)
+    level = weighted.sum(0).div_(total) if offset else torch.zeros_like(total)
+    times = weighted.new_tensor(echoes.times)[:, None]
+    slope = weighted.mul_(times - mean).sum(0).div_(spread)
+    return level - mean * slope, slope, spread
+
+
+class _Fit(NamedTuple):
+    """A straight line through the phase of each voxel and what it leaves, all (N,)."""
+
+    slope: Tensor
+    """Phase at the last echo without the intercept (rad)."""
+    information: Tensor
+    """The slope's entry of J'J."""
+    residual: Tensor
+    """Signal left over the signal itself."""
+    squares: Tensor
+    """Weighted sum of squares of the residuals, freed of what is left of a straight line."""
+
+
+def _with_rest(echoes: _Echoes, level: Tensor, slope: Tensor, information: Tensor) -> _Fit:
+    """Take the residuals of a line; a phase offset does not count as noise in their squares."""
+    times = slope.new_tensor(echoes.times)[:, None]
+    rest = wrap(echoes.phase - level - times * slope)
+    energy = echoes.magnitude.square()
+    left = rest.cos().mul_(-2).add_(2).mul_(energy).sum(0).div_(energy.sum(0)).sqrt_()
+    if len(echoes.times) < 3:
+        return _Fit(slope, information, left, torch.zeros_like(slope))
+    level, tilt, _ = _line(echoes, rest, offset=True)
+    rest.sub_(level).sub_(times * tilt).mul_(echoes.magnitude)
+    return _Fit(slope, information, left, rest.square_().sum(0))
+
+
+def _in_chunks(fit: Callable[[_Echoes, slice], _Fit], echoes: _Echoes) -> _Fit:
+    """Fit :data:`PIECE` voxels at a time, which a processor's cache holds; more on CUDA."""
+    voxels = echoes.phase.shape[1]
+    size = PIECE if echoes.phase.device.type == "cpu" else CHUNK
+    fits = [
+        fit(
+            echoes._replace(phase=echoes.phase[:, here], magnitude=echoes.magnitude[:, here]), here
+        )
+        for begin in range(0, max(voxels, 1), size)
+        for here in [slice(begin, begin + size)]
+    ]
+    return _Fit(*(torch.cat(values) for values in zip(*fits, strict=True)))
 
 
 class _Newton(NamedTuple):
@@ -301,7 +329,8 @@ def _newton_loops(
     intercept, slope, information = (torch.empty_like(echoes.phase[0]) for _ in range(3))
     steps = np.zeros(slope.numel(), np.int32)
     moved = np.zeros(slope.numel())
-    _newton_voxels(
+    in_pieces(
+        _newton_voxels, slope.numel(),
         echoes.phase.numpy(), echoes.magnitude.numpy(), np.array(echoes.times), offset, tolerance,
         max_iterations, intercept.numpy(), slope.numpy(), information.numpy(), steps, moved,
     )  # fmt: skip
@@ -315,8 +344,10 @@ def _newton_loops(
     )
 
 
-@compiled(parallel=True)
+@compiled(nogil=True, error_model="numpy")
 def _newton_voxels(
+    start: int,
+    stop: int,
     phase: np.ndarray,
     magnitude: np.ndarray,
     times: np.ndarray,
@@ -329,8 +360,8 @@ def _newton_voxels(
     steps: np.ndarray,
     moved: np.ndarray,
 ) -> None:
-    echoes, voxels = phase.shape
-    for n in numba.prange(voxels):
+    echoes = len(phase)
+    for n in range(start, stop):
         total, mean, spread, level, tilt = 0.0, 0.0, 0.0, 0.0, 0.0
         for e in range(echoes):
             weight = np.float64(magnitude[e, n]) ** 2
@@ -456,22 +487,15 @@ def _newton_chunk(echoes: _Echoes, offset: bool, tolerance: float, max_iteration
 
 
 def _finish(
-    echoes: _Echoes,
-    mask: Tensor,
-    slope: Tensor,
-    information: Tensor,
-    residuals: Tensor,
-    convergence: Convergence | None,
+    echoes: _Echoes, mask: Tensor, fit: _Fit, convergence: Convergence | None
 ) -> TotalField:
     """To ppm, and from the mask's voxels (N,) to images."""
-    energy = echoes.magnitude.square()
-    left = (2 - 2 * torch.cos(residuals)).mul_(energy).sum(0)
-    noise = _noise_level(echoes, residuals) / information.sqrt()
+    noise = _noise_level(echoes, fit.squares) / fit.information.sqrt()
     noise = noise.clamp(max=math.pi / 3**0.5)
     values = (
-        slope / echoes.radians_per_ppm,
+        fit.slope / echoes.radians_per_ppm,
         noise / echoes.radians_per_ppm,
-        (left / energy.sum(0)).sqrt_(),
+        fit.residual,
     )
     field, spread, residual = (
         torch.zeros_like(mask, dtype=value.dtype).masked_scatter_(mask, value) for value in values
@@ -479,22 +503,17 @@ def _finish(
     return TotalField(field, spread, convergence, residual)
 
 
-def _noise_level(echoes: _Echoes, residuals: Tensor) -> float:
+def _noise_level(echoes: _Echoes, squares: Tensor) -> float:
     """Noise of each of real and imaginary part, as a fraction of the largest magnitude.
 
-    The residuals (rad) are freed of what is left of a straight line, so that a phase offset does
-    not count as noise. Their weighted sum of squares follows a chi-squared distribution: its
-    median over the voxels is blind to voxels where the model fails.
+    The weighted sums of squares of the residuals follow a chi-squared distribution: their median
+    over the voxels is blind to voxels where the model fails.
     """
     n = len(echoes.times)
-    if residuals.numel() == 0:
+    if squares.numel() == 0:
         return 1.0
     if n < 3:
         return echoes.magnitude.amax(0).median().item() / ASSUMED_SNR
-    level, slope, _ = _line(echoes, residuals, offset=True)
-    squares = torch.zeros_like(level)
-    for r, m, t in zip(residuals, echoes.magnitude, echoes.times, strict=True):
-        squares += (m * (r - level - t * slope)).square_()
     median = 2 * float(gammaincinv((n - 2) / 2, 0.5))
     floor = torch.finfo(squares.dtype).eps
     return max((squares.median().item() / median) ** 0.5, floor)

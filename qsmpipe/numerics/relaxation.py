@@ -32,8 +32,8 @@ STEEPEST = 5.0
 CLIPPED = 1e-3
 """Fraction of the voxels at a bound beyond which the nonlinear fit warns."""
 
-CHUNK = 1 << 18
-"""Voxels fitted at once: bounds the memory."""
+CHUNK, PIECE = 1 << 18, 1 << 14
+"""Voxels fitted at once: what bounds the memory, and what a processor's cache holds."""
 
 
 class Relaxation(NamedTuple):
@@ -76,7 +76,25 @@ def loglinear(magnitude: Tensor, mask: Tensor, *, echo_times: Sequence[float]) -
     times = check_echo_times(magnitude, echo_times, at_least=2)
     check_grid(magnitude, mask, ("magnitude", "mask"))
     check_finite(magnitude, mask, "magnitude")
-    signal = magnitude[:, mask].clamp_(min=0)
+    signal = _inside(magnitude, mask)
+    fits = [_straight(part, times) for part in signal.split(_piece(signal), dim=1)]
+    r2star, s0 = (torch.cat(values) for values in zip(*fits, strict=True))
+    return _finish(mask, r2star, s0)
+
+
+def _inside(magnitude: Tensor, mask: Tensor) -> Tensor:
+    """Magnitude of the mask's voxels (E, N), 0 or above."""
+    place = mask.reshape(-1).nonzero()[:, 0]
+    return magnitude.flatten(1).index_select(1, place).clamp_(min=0)
+
+
+def _piece(signal: Tensor) -> int:
+    """How many voxels are fitted at once."""
+    return PIECE if signal.device.type == "cpu" else CHUNK
+
+
+def _straight(signal: Tensor, times: Sequence[float]) -> tuple[Tensor, Tensor]:
+    """R2* and S0 of signal (E, N), by a straight line through its logarithm."""
     largest = signal.amax(0).clamp_(min=torch.finfo(signal.dtype).tiny)
     total, mean, level = (torch.zeros_like(largest) for _ in range(3))
     for m, t in zip(signal, times, strict=True):
@@ -96,7 +114,7 @@ def loglinear(magnitude: Tensor, mask: Tensor, *, echo_times: Sequence[float]) -
     known = spread > (1e-5 * times[-1]) ** 2
     r2star = torch.where(known, -slope / spread, 0.0).clamp_(min=0)
     s0 = torch.exp(level + r2star * mean) * largest
-    return _finish(mask, r2star, torch.where(signal.amax(0) > 0, s0, 0.0))
+    return r2star, torch.where(signal.amax(0) > 0, s0, 0.0)
 
 
 def _weight_and_log(ratio: Tensor) -> tuple[Tensor, Tensor]:
@@ -150,7 +168,14 @@ def arlo(magnitude: Tensor, mask: Tensor, *, echo_times: Sequence[float]) -> Rel
             f"{step:g} s by up to {uneven:g} s: use the log-linear fit"
         )
         raise ValueError(msg)
-    signal = magnitude[:, mask].clamp_(min=0)
+    signal = _inside(magnitude, mask)
+    fits = [_integrated(part, times, step) for part in signal.split(_piece(signal), dim=1)]
+    r2star, s0 = (torch.cat(values) for values in zip(*fits, strict=True))
+    return _finish(mask, r2star, s0)
+
+
+def _integrated(signal: Tensor, times: Sequence[float], step: float) -> tuple[Tensor, Tensor]:
+    """R2* and S0 of signal (E, N), by Simpson's rule."""
     largest = signal.amax(0).clamp_(min=torch.finfo(signal.dtype).tiny)
     signal = signal / largest
     fall, area = torch.zeros_like(largest), torch.zeros_like(largest)
@@ -166,7 +191,7 @@ def arlo(magnitude: Tensor, mask: Tensor, *, echo_times: Sequence[float]) -> Rel
         above += m * decay
         below += decay.square_()
     s0 = above / below * torch.exp(r2star * times[0]) * largest
-    return _finish(mask, r2star, torch.where(signal.amax(0) > 0, s0, 0.0))
+    return r2star, torch.where(signal.amax(0) > 0, s0, 0.0)
 
 
 @checked
@@ -243,7 +268,7 @@ def nonlinear(
             f"are {len(times)}: give the noise, or 0 for no floor"
         )
         raise ValueError(msg)
-    signal = magnitude[:, mask].clamp_(min=0)
+    signal = _inside(magnitude, mask)
     lit = signal.amax(0) > 0
     signal = signal[:, lit]
     r2star, s0 = start.r2star[mask][lit], start.s0[mask][lit]
