@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from phantoms import TILTED, Phantom, error, phantom, slow_minimum
+from phantoms import TILTED, Phantom, dense, error, phantom, slow_minimum
+from scipy.sparse import csr_array
 from torch import Tensor
 
 from qsmpipe.numerics.inversion import (
@@ -31,13 +32,21 @@ from qsmpipe.numerics.operators import Dipole, gradient
 Method = Callable[..., Susceptibility]
 PER_PPM = phase_scale(None, None)
 SETTLED = {"tolerance": 1e-7, "max_iterations": 4000}
+GRID = (30, 30, 30), (4 / 3, 4 / 3, 4 / 3)
 
 
 @pytest.fixture(scope="module")
 def noisy() -> tuple[Phantom, Tensor]:
     """A head with noise of 0.003 ppm, and its noise map."""
-    head = phantom(noise=0.003)
+    head = phantom(*GRID, noise=0.003)
     return head, torch.full_like(head.field, 0.003)
+
+
+def places() -> tuple[Tensor, Tensor, Tensor]:
+    """Coordinates from the centre of the grid (mm)."""
+    line = (torch.arange(30.0) - 14.5) * GRID[1][0]
+    x, y, z = torch.meshgrid(line, line, line, indexing="ij")
+    return x, y, z
 
 
 def wrong(head: Phantom, method: Method, truth: Phantom, **choices: Any) -> float:
@@ -48,7 +57,7 @@ def wrong(head: Phantom, method: Method, truth: Phantom, **choices: Any) -> floa
 
 
 class Tiny:
-    """A field on 6 x 5 x 4 voxels, and objectives that autograd differentiates."""
+    """A field on 6 x 5 x 4 voxels, and its operators as matrices over the mask's voxels."""
 
     shape, wide, zooms = (6, 5, 4), (10, 9, 8), (1.0, 0.8, 1.5)
     """``wide`` is what the methods pad to without reach: by a voxel on either side and then by a
@@ -65,43 +74,32 @@ class Tiny:
         x = torch.arange(6.0, dtype=torch.float64)[:, None, None].expand(self.shape) / 3
         truth = size * torch.where(self.mask, x if ramp else normal(), 0)
         self.noise = 1 + 3 * torch.rand(self.shape, generator=generator, dtype=torch.float64)
-        self.weight = self.mask * self.noise[self.mask].median() / self.noise
-        self.forward = Dipole(self.wide, dipole(self.wide, self.zooms, TILTED, like=truth))
-        self.field = self.forward(truth) + 0.05 * size * normal()
+        forward = Dipole(self.wide, dipole(self.wide, self.zooms, TILTED, like=truth))
+        self.field = forward(truth) + 0.05 * size * normal()
+        inside = self.mask.flatten().numpy()
+        self.dipole = dense(self.shape, forward)[np.ix_(inside, inside)]
+        self.gradient = csr_array(dense(self.shape, self.slopes)[:, inside])
+        self.measured = self.field[self.mask].numpy()
+        self.weight = (self.noise[self.mask].median() / self.noise[self.mask]).numpy()
 
-    def widen(self, inside: Tensor) -> Tensor:
-        """Map of the mask's voxels on the padded grid."""
-        placed = inside.new_zeros(self.wide)
-        small = inside.new_zeros(self.shape).masked_scatter(self.mask, inside)
-        placed[: self.shape[0], : self.shape[1], : self.shape[2]] = small
-        return placed
+    def slopes(self, chi: Tensor) -> Tensor:
+        """Gradient of a map on the padded grid."""
+        placed = chi.new_zeros(self.wide)
+        placed[: self.shape[0], : self.shape[1], : self.shape[2]] = chi
+        return gradient(placed, self.zooms)
 
-    def residual(self, chi: Tensor) -> Tensor:
-        predicted = self.forward(chi)[: self.shape[0], : self.shape[1], : self.shape[2]]
-        return (predicted - self.field)[self.mask]
-
-    def minimum(self, objective: Callable[[Tensor, float], Tensor], unknowns: int) -> float:
-        """By L-BFGS, on norms that are rounded less and less; the value without rounding."""
-
-        def of(numbers: np.ndarray, rounding: float) -> tuple[float, np.ndarray]:
-            variables = torch.from_numpy(numbers).requires_grad_()
-            value = objective(variables, rounding)
-            (slope,) = torch.autograd.grad(value, variables)
-            return value.item(), slope.numpy()
-
-        x = slow_minimum(of, np.zeros(unknowns), roundings=tuple(10.0 ** -np.arange(1, 6)))
-        return objective(torch.from_numpy(x), 0.0).item()
-
-    def invert(self, method: Method, **choices: Any) -> Tensor:
+    def invert(self, method: Method, **choices: Any) -> np.ndarray:
         chi = method(
             self.field, self.mask, self.zooms, b0_direction=TILTED, noise=self.noise,
             **SETTLED, **choices,
         ).chi  # fmt: skip
-        return chi[self.mask]
+        return chi[self.mask].numpy()
 
 
-def size(x: Tensor, rounding: float) -> Tensor:
-    return (x.square() + rounding**2).sqrt().sum()
+def size(x: np.ndarray, rounding: float) -> tuple[float, np.ndarray]:
+    """Norm, rounded near 0, and its slope."""
+    each = np.sqrt(x**2 + rounding**2)
+    return each.sum(), x / np.maximum(each, 1e-300)
 
 
 def no_reach(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,6 +110,7 @@ def no_reach(monkeypatch: pytest.MonkeyPatch) -> None:
 
 SMALL_FIELD, LAMBDA = 0.05, 2e-4
 """Size of the susceptibility (ppm) of the tiny maps: below a turn, in the convex part."""
+ROUNDINGS = tuple(10.0 ** -np.arange(3, 8))
 
 
 @pytest.mark.parametrize("data", ["phase", "absolute phase"])
@@ -120,22 +119,24 @@ def test_nltv_and_l1qsm_reach_the_objective_of_a_slow_solver(
 ) -> None:
     no_reach(monkeypatch)
     tiny = Tiny(SMALL_FIELD)
-    weight = tiny.weight[tiny.mask]
     lambda_ = LAMBDA if data == "phase" else 0.05
 
-    def objective(x: Tensor, rounding: float = 0.0) -> Tensor:
-        chi = tiny.widen(x)
-        half = (PER_PPM * tiny.residual(chi) / 2).sin()
+    def objective(chi: np.ndarray, rounding: float = 0.0) -> tuple[float, np.ndarray]:
+        half = PER_PPM * (tiny.dipole @ chi - tiny.measured) / 2
+        misfit = tiny.weight * np.sin(half)
         if data == "phase":
-            cost = 2 * (weight * half).square().sum() / PER_PPM**2
+            cost, slope = 2 * misfit @ misfit / PER_PPM**2, 2 * misfit / PER_PPM
         else:
-            cost = 2 * size(weight * half, 0.01 * rounding) / PER_PPM
-        return cost + lambda_ * size(gradient(chi, tiny.zooms), 0.01 * rounding)
+            cost, slope = size(misfit, rounding)
+            cost *= 2 / PER_PPM
+        variation, bend = size(tiny.gradient @ chi, rounding)
+        slope = tiny.dipole.T @ (slope * tiny.weight * np.cos(half))
+        return cost + lambda_ * variation, slope + lambda_ * (tiny.gradient.T @ bend)
 
-    slow = tiny.minimum(objective, int(tiny.mask.sum()))
-    found = tiny.invert(nltv if data == "phase" else l1qsm, lambda_=lambda_)
-    ours = objective(found).item()
-    assert objective(torch.zeros_like(found)).item() > 1.3 * slow
+    nothing = np.zeros_like(tiny.measured)
+    slow = objective(slow_minimum(objective, nothing, roundings=ROUNDINGS))[0]
+    ours = objective(tiny.invert(nltv if data == "phase" else l1qsm, lambda_=lambda_))[0]
+    assert objective(nothing)[0] > 1.3 * slow
     assert abs(ours - slow) < 2e-3 * slow
 
 
@@ -143,29 +144,41 @@ def test_tgv_reaches_the_objective_of_a_slow_solver(monkeypatch: pytest.MonkeyPa
     """The slow solver finds the vector field as well; ours is minimised for the map found."""
     no_reach(monkeypatch)
     tiny = Tiny(SMALL_FIELD, ramp=True)
-    weight, voxels, ratio = tiny.weight[tiny.mask], int(tiny.mask.sum()), 0.5
+    ratio, voxels, slopes = 0.5, len(tiny.measured), 3 * math.prod(tiny.wide)
 
-    def variation(chi: Tensor, w: Tensor, rounding: float) -> Tensor:
+    def symmetric(w: Tensor) -> Tensor:
         back = torch.stack([(w - w.roll(1, n - 3)) / zoom for n, zoom in enumerate(tiny.zooms)])
-        curved = size((back + back.transpose(0, 1)) / 2, 0.01 * rounding)
-        return size(gradient(chi, tiny.zooms) - w, 0.01 * rounding) + ratio * curved
+        return (back + back.transpose(0, 1)) / 2
 
-    def objective(x: Tensor, rounding: float = 0.0) -> Tensor:
-        chi, w = tiny.widen(x[:voxels]), x[voxels:].reshape(3, *tiny.wide)
-        cost = (weight * tiny.residual(chi)).square().sum() / 2
-        return cost + LAMBDA * variation(chi, w, rounding)
+    curvature = csr_array(dense((3, *tiny.wide), symmetric))
 
-    slopes = 3 * math.prod(tiny.wide)
-    slow = tiny.minimum(objective, voxels + slopes)
+    def variation(
+        steep: np.ndarray, w: np.ndarray, rounding: float
+    ) -> tuple[float, np.ndarray, np.ndarray]:
+        """Of a map whose gradient is ``steep``, with its slopes along that and along w."""
+        first, along = size(steep - w, rounding)
+        second, bend = size(curvature @ w, rounding)
+        return first + ratio * second, along, ratio * (curvature.T @ bend) - along
+
+    def objective(both: np.ndarray, rounding: float = 0.0) -> tuple[float, np.ndarray]:
+        chi, w = both[:voxels], both[voxels:]
+        misfit = tiny.weight * (tiny.dipole @ chi - tiny.measured)
+        cost, along, of_w = variation(tiny.gradient @ chi, w, rounding)
+        of_chi = tiny.dipole.T @ (tiny.weight * misfit) + LAMBDA * (tiny.gradient.T @ along)
+        return misfit @ misfit / 2 + LAMBDA * cost, np.concatenate([of_chi, LAMBDA * of_w])
+
+    start = np.zeros(voxels + slopes)
+    slow = objective(slow_minimum(objective, start, roundings=ROUNDINGS))[0]
     found = tiny.invert(tgv, lambda_=LAMBDA, ratio=ratio)
-    chi = tiny.widen(found)
-    cost = ((weight * tiny.residual(chi)).square().sum() / 2).item()
+    steep = tiny.gradient @ found
 
-    def given(w: Tensor, rounding: float) -> Tensor:
-        return LAMBDA * variation(chi, w.reshape(3, *tiny.wide), rounding)
+    def given(w: np.ndarray, rounding: float) -> tuple[float, np.ndarray]:
+        cost, _, slope = variation(steep, w, rounding)
+        return LAMBDA * cost, LAMBDA * slope
 
-    ours = cost + tiny.minimum(given, slopes)
-    without = objective(torch.cat([found, found.new_zeros(slopes)])).item()
+    w = slow_minimum(given, np.zeros(slopes), roundings=ROUNDINGS)
+    ours = objective(np.concatenate([found, w]))[0]
+    without = objective(np.concatenate([found, np.zeros(slopes)]))[0]
     assert without > 1.015 * slow  # the vector field matters
     assert abs(ours - slow) < 5e-3 * slow
 
@@ -193,7 +206,7 @@ def test_places_unwrapped_wrongly_do_no_harm(
     head, noise = noisy
     generator = torch.Generator().manual_seed(5)
     turns = torch.zeros_like(head.field)
-    for corner in torch.randint(8, 30, (12, 3), generator=generator).tolist():
+    for corner in torch.randint(6, 22, (9, 3), generator=generator).tolist():
         turns[tuple(slice(i, i + 3) for i in corner)] += 1
     assert turns[head.mask].count_nonzero() > 100
     jumping = head._replace(field=head.field + turns * (2 * math.pi / PER_PPM))
@@ -205,9 +218,9 @@ def test_places_unwrapped_wrongly_do_no_harm(
 @pytest.mark.parametrize("method", [nltv, l1qsm])
 def test_phase_beyond_half_a_turn_is_followed(method: Method) -> None:
     """A calcification whose field is 10 rad."""
-    head = phantom(noise=0.003)
-    x, y, z = (torch.arange(40.0) - 19.5,) * 3
-    r2 = (x[:, None, None] - 3) ** 2 + (y[None, :, None] - 6) ** 2 + (z[None, None, :] - 6) ** 2
+    head = phantom(*GRID, noise=0.003)
+    x, y, z = places()
+    r2 = (x - 3) ** 2 + (y - 6) ** 2 + (z - 6) ** 2
     chi = -2 * torch.sigmoid((4 - r2.sqrt()) / 0.35)
     strong = head._replace(
         chi=head.chi + chi, field=head.field + Dipole.on_grid(chi, head.zooms)(chi)
@@ -242,7 +255,7 @@ def test_bad_voxels_are_forgiven(
 
 def test_hdqsm_without_misfit_to_speak_of_is_tv() -> None:
     """From the map of the first stage, but to the same end, when the misfits are all alike."""
-    head = phantom()
+    head = phantom(*GRID)
     field = torch.where(head.mask, 0.0, head.field)
     assert not head._replace(field=field).invert(hdqsm).chi.any()
     expected = head.invert(tv, lambda_=1e-2, tolerance=1e-5, max_iterations=1000).chi
@@ -266,16 +279,15 @@ def test_hdqsm_stages_each_do_something(noisy: tuple[Phantom, Tensor]) -> None:
 # What is left of the background
 
 
-def background(head: Phantom, amplitude: float) -> Tensor:
+def background(amplitude: float) -> Tensor:
     """Harmonic polynomials of first and second order (ppm)."""
-    x, y, z = ((torch.arange(40.0) - 19.5) / 15,) * 3
-    x, y, z = x[:, None, None], y[None, :, None], z[None, None, :]
-    return amplitude * (x - 0.5 * y + x * y + z**2 - x**2 + y * z).expand(head.field.shape)
+    x, y, z = (each / 15 for each in places())
+    return amplitude * (x - 0.5 * y + x * y + z**2 - x**2 + y * z)
 
 
 def test_whqsm_takes_out_a_harmonic_field(noisy: tuple[Phantom, Tensor]) -> None:
     head, noise = noisy
-    left = head._replace(field=head.field + background(head, 0.02))
+    left = head._replace(field=head.field + background(0.02))
     assert wrong(left, nltv, head, noise=noise) > 1.0
     assert wrong(left, whqsm, head, noise=noise) < 0.25
     expected, found = (h.invert(whqsm, noise=noise).chi for h in (head, left))
@@ -284,7 +296,7 @@ def test_whqsm_takes_out_a_harmonic_field(noisy: tuple[Phantom, Tensor]) -> None
 
 def test_the_remnant_is_the_harmonic_field(noisy: tuple[Phantom, Tensor]) -> None:
     head, _ = noisy
-    added = PER_PPM * background(head, 0.05)
+    added = PER_PPM * background(0.05)
     grid = Grid.around(
         PER_PPM * head.field + added, head.mask, head.zooms, head.b0_direction,
         padding=0.25, reach=0.0,
@@ -296,8 +308,8 @@ def test_the_remnant_is_the_harmonic_field(noisy: tuple[Phantom, Tensor]) -> Non
     remnant = solver.harmonic()
     assert error(remnant, added, head.mask) < 0.1
     bend = Dipole(grid.window.shape, laplacian(grid.window.shape, head.zooms, like=weight))
-    x, y, z = np.indices(head.mask.shape) - 19.5
-    core = torch.from_numpy(x**2 + y**2 + z**2 < 13**2)
+    x, y, z = places()
+    core = x**2 + y**2 + z**2 < 13**2
     assert bend(remnant)[core].norm() < 0.02 * added[core].norm()
 
 
@@ -356,9 +368,8 @@ def test_edges_need_a_magnitude_and_its_unit_is_free(noisy: tuple[Phantom, Tenso
 
 def test_tgv_keeps_slopes_that_tv_makes_stairs_of() -> None:
     """A wedge under much regularisation: total variation flattens it."""
-    head = phantom()
-    x = (torch.arange(40.0) - 19.5)[:, None, None].expand(40, 40, 40)
-    chi = torch.where(head.mask, 0.004 * x, 0.0)
+    head = phantom(*GRID)
+    chi = torch.where(head.mask, 0.004 * places()[0], 0.0)
     wedge = head._replace(chi=chi, field=Dipole.on_grid(chi, head.zooms)(chi))
     choices = {"lambda_": 5e-4}
     flat = wrong(wedge, tv, wedge, **choices)
@@ -377,7 +388,7 @@ def test_tgv_penalties_do_not_decide_on_the_solution(choice: dict[str, float]) -
 @pytest.mark.parametrize("method", [nltv, tgv, l1qsm, hdqsm])
 def test_sources_just_outside_the_mask_stay_outside(method: Method) -> None:
     """The mask is eroded by 3 mm, the field still has the sources of the shell."""
-    head = phantom()
-    x, y, z = np.indices((40, 40, 40)) - 19.5
-    inner = head._replace(mask=torch.from_numpy(x**2 + y**2 + z**2 < 12**2))
+    head = phantom(*GRID)
+    x, y, z = places()
+    inner = head._replace(mask=x**2 + y**2 + z**2 < 12**2)
     assert wrong(inner, method, inner) < 0.25
