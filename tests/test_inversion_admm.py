@@ -233,7 +233,7 @@ def test_phase_beyond_half_a_turn_is_followed(method: Method) -> None:
 # Gross errors of single voxels
 
 
-def spoilt(head: Phantom, by: float, voxels: int = 20) -> Phantom:
+def spoilt(head: Phantom, by: float, voxels: int = 8) -> Phantom:
     generator = torch.Generator().manual_seed(3)
     inside = head.mask.nonzero()
     chosen = inside[torch.randperm(len(inside), generator=generator)[:voxels]]

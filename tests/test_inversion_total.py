@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from phantoms import ISOTROPIC, TILT, TILTED, Phantom, error, phantom, slow_minimum
+from phantoms import dense as dense_matrix
 from scipy.optimize import minimize
 from torch import Tensor
 
@@ -39,6 +40,7 @@ from qsmpipe.workflows.inversion import init_inversion_wf
 
 TFI, TGV = sys.modules[tfi.__module__], sys.modules[tgvqsm.__module__]
 ZOOMS = (1.0, 0.8, 1.5)
+GRID = (30, 30, 30), (4 / 3, 4 / 3, 4 / 3)
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -398,13 +400,8 @@ def small() -> Phantom:
 
 @pytest.mark.parametrize(
     ("shape", "zooms", "tilt"),
-    [
-        ((40, 40, 40), ISOTROPIC, 0.0),
-        ((37, 41, 35), ISOTROPIC, TILT),
-        ((50, 40, 20), (0.7, 1.0, 2.0), 0.0),
-        ((50, 40, 20), (0.7, 1.0, 2.0), TILT),
-    ],
-    ids=["plain", "odd tilted", "anisotropic", "anisotropic tilted"],
+    [(*GRID, 0.0), ((41, 33, 23), (0.8, 1.0, 1.4), TILT)],
+    ids=["plain", "odd anisotropic tilted"],
 )
 def test_the_phase_of_a_phantom_gives_it_back(
     shape: tuple[int, int, int], zooms: Zooms, tilt: float
@@ -506,26 +503,36 @@ def test_tgv_is_the_minimum_of_its_objective() -> None:
         pad[2 * (2 - axis) + (0 if back else 1)] = 1
         return torch.nn.functional.pad(step, pad)
 
-    def objective(values: np.ndarray, rounding: float) -> tuple[float, np.ndarray]:
-        v = torch.from_numpy(values).requires_grad_()
-        chi, w, rest = v[:n].reshape(shape), v[n : 4 * n].reshape(3, *shape), v[4 * n :]
-        misfit = inverse @ (wave @ v[:n] - measured) + free @ rest
-        first = torch.stack([rise(chi, a, back=False) for a in range(3)])
-        valid = torch.stack([rise(torch.arange(n).reshape(shape) * 0 + p, a, back=False) != 0
-                             for a, p in enumerate(places(shape))])  # fmt: skip
-        first = first - w * valid
-        bends = [(rise(w[b], a, back=True) + rise(w[a], b, back=True)) / 2 for a, b in PAIRS]
-        twice = torch.tensor([1 if a == b else 2 for a, b in PAIRS])[:, None, None, None]
-        value = misfit.square().sum() / 2
-        value = value + alpha1 / scale * (first.square().sum(0) + rounding**2).sqrt().sum()
-        second = (twice * torch.stack(bends).square()).sum(0)
-        value = value + alpha0 / scale * (second + rounding**2).sqrt().sum()
-        value.backward()
-        return value.item(), v.grad.numpy()
+    valid = torch.stack([rise(p, a, back=False) != 0 for a, p in enumerate(places(shape))])
 
-    x = slow_minimum(
-        objective, np.zeros(4 * n + free.shape[1]), roundings=tuple(10.0 ** -np.arange(2, 7))
-    )
+    def misfit(v: Tensor) -> Tensor:
+        return inverse @ (wave @ v[:n]) + free @ v[4 * n :]
+
+    def first(v: Tensor) -> Tensor:
+        chi, w = v[:n].reshape(shape), v[n : 4 * n].reshape(3, *shape)
+        return torch.stack([rise(chi, a, back=False) for a in range(3)]) - w * valid
+
+    def second(v: Tensor) -> Tensor:
+        w = v[n : 4 * n].reshape(3, *shape)
+        bends = [(rise(w[b], a, back=True) + rise(w[a], b, back=True)) / 2 for a, b in PAIRS]
+        twice = torch.tensor([1.0 if a == b else 2.0 for a, b in PAIRS], dtype=torch.float64)
+        return torch.stack(bends) * twice.sqrt()[:, None, None, None]
+
+    unknowns = 4 * n + free.shape[1]
+    fit, *terms = (dense_matrix((unknowns,), part) for part in (misfit, first, second))
+    known = (inverse @ measured).numpy()
+
+    def objective(v: np.ndarray, rounding: float) -> tuple[float, np.ndarray]:
+        left = fit @ v - known
+        value, slope = left @ left / 2, fit.T @ left
+        for term, weight in zip(terms, (alpha1 / scale, alpha0 / scale), strict=True):
+            parts = (term @ v).reshape(-1, n)
+            size = np.sqrt((parts**2).sum(0) + rounding**2)
+            value += weight * size.sum()
+            slope += weight * (term.T @ (parts / size).ravel())
+        return value, slope
+
+    x = slow_minimum(objective, np.zeros(unknowns), roundings=tuple(10.0 ** -np.arange(2, 7)))
     slow = torch.from_numpy(x[:n]).reshape(shape)
     assert found.convergence.converged
     assert error(found.chi, slow, mask) < 0.02
