@@ -35,7 +35,7 @@ docs: $(VENV)/.installed-docs
 
 dist: $(VENV)-tools/.installed
 	rm -rf dist
-	$(TOOLS)/python -m build
+	$(TOOLS)/python -m build --installer uv
 	$(TOOLS)/twine check --strict dist/*
 
 lock: $(VENV)-tools/.installed
@@ -43,7 +43,7 @@ lock: $(VENV)-tools/.installed
 		--default-index https://pypi.org/simple --constraints constraints.txt --format pylock.toml \
 		--custom-compile-command "make lock" --output-file pylock.toml setup.cfg
 
-versions: $(VENV)-tools/.installed
+versions: $(VENV)-tools/.installed-tox
 	$(TOOLS)/tox run
 
 $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
@@ -51,9 +51,10 @@ $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 	$(PIP) -e .
 	touch $@
 
-$(VENV)/.installed-test: $(VENV)/.installed
+$(VENV)/.installed-test: setup.cfg pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
 	$(PIP) -e ".[test]"
-	touch $@
+	touch $(VENV)/.installed $@
 
 $(VENV)/.installed-docs: $(VENV)/.installed
 	$(PIP) -e ".[docs]"
@@ -61,7 +62,11 @@ $(VENV)/.installed-docs: $(VENV)/.installed
 
 $(VENV)-tools/.installed: constraints.txt
 	$(PYTHON) -m venv $(VENV)-tools
-	$(TOOLS)/pip install --quiet --disable-pip-version-check -c constraints.txt build tox twine uv
+	$(TOOLS)/pip install --quiet --disable-pip-version-check -c constraints.txt build twine uv
+	touch $@
+
+$(VENV)-tools/.installed-tox: $(VENV)-tools/.installed
+	$(TOOLS)/pip install --quiet --disable-pip-version-check -c constraints.txt tox
 	touch $@
 
 clean:
