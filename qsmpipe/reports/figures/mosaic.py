@@ -7,8 +7,10 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from contourpy import contour_generator
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
+from matplotlib.collections import LineCollection
 from matplotlib.colors import Colormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
@@ -149,14 +151,12 @@ def _fill(
     )
     for mask, colour in panel.outlines:
         if mask.any() and not mask.all() and min(mask.shape) > 1:
-            axes.contour(
+            lines = contour_generator(
                 left + (np.arange(columns) + 0.5) * w / columns,
                 top + (np.arange(rows) + 0.5) * h / rows,
                 mask.astype(np.float32),
-                levels=[0.5],
-                colors=[colour],
-                linewidths=1.1,
-            )
+            ).lines(0.5)
+            axes.add_collection(LineCollection(lines, colors=[colour], linewidths=1.1))
     first, last = ("A", "P") if panel.plane == SAGITTAL else ("R", "L")
     halo = [withStroke(linewidth=2.5, foreground=PAPER)]
     style = {"color": INK, "fontsize": FONT - 1, "fontweight": "bold", "path_effects": halo}
