@@ -3,11 +3,11 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import matplotlib
 import numpy as np
-from contourpy import contour_generator
+from contourpy import LineType, contour_generator
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.collections import LineCollection
@@ -151,11 +151,13 @@ def _fill(
     )
     for mask, colour in panel.outlines:
         if mask.any() and not mask.all() and min(mask.shape) > 1:
-            lines = contour_generator(
+            contour = contour_generator(
                 left + (np.arange(columns) + 0.5) * w / columns,
                 top + (np.arange(rows) + 0.5) * h / rows,
                 mask.astype(np.float32),
-            ).lines(0.5)
+                line_type=LineType.Separate,
+            )
+            lines = cast(list[np.ndarray], contour.lines(0.5))
             axes.add_collection(LineCollection(lines, colors=[colour], linewidths=1.1))
     first, last = ("A", "P") if panel.plane == SAGITTAL else ("R", "L")
     halo = [withStroke(linewidth=2.5, foreground=PAPER)]
