@@ -20,7 +20,7 @@ from qsmpipe.numerics.background.pdf import projection
 from qsmpipe.numerics.background.sharp import VSHARP_RADII, Deviation
 from qsmpipe.numerics.fourier import Zooms, padded_shape
 from qsmpipe.numerics.harmonics import FarField
-from qsmpipe.numerics.kernels import AXIAL, ball_mean, ball_voxels
+from qsmpipe.numerics.kernels import AXIAL, ball_mean
 from qsmpipe.numerics.noise import LARGEST_WEIGHT, data_weight
 from qsmpipe.workflows.background import init_background_wf
 
@@ -362,7 +362,6 @@ def test_a_large_ball_sees_one_missing_voxel() -> None:
     for radius in (2.1, 9.1):
         result = vsharp(field, mask, zooms, radii=[radius])
         np.testing.assert_array_equal(result.mask.numpy(), depth > radius)
-    assert ball_voxels(zooms, 9.1) > 30_000
 
 
 @pytest.mark.parametrize("zooms", [(1.0, 1.0, 1.0), (0.7, 1.1, 2.0)])
@@ -374,7 +373,6 @@ def test_the_ball_is_its_brute_force_transform(shape: Any, zooms: Zooms) -> None
     ball = (x**2 + y**2 + z**2 <= radius**2).astype(float)
     wanted = np.fft.rfftn(ball / ball.sum())
     np.testing.assert_allclose(ball_mean(shape, zooms, radius, like=like), wanted, atol=1e-12)
-    assert ball_voxels(zooms, radius) == ball.sum()
     balanced = ball_mean(shape, zooms, radius, balanced=True, like=like)
     kernel = torch.fft.irfftn(balanced.to(torch.complex128), s=shape).numpy()
     assert kernel.sum() == pytest.approx(1)
@@ -426,7 +424,7 @@ def test_the_deviation_has_its_adjoint() -> None:
     _, mask = small()
     deviation = Deviation.on_grid(mask, SMALL.zooms, 2.0, like=torch.zeros(1).double())
     x, y = torch.randn(2, *SMALL.shape, dtype=torch.float64, generator=torch.manual_seed(1))
-    x = x * mask
+    x, y = x * mask, y * deviation.trusted
     left, right = (deviation(x) * y).sum(), (x * deviation.adjoint(y)).sum()
     torch.testing.assert_close(left, right)
     torch.testing.assert_close(deviation(deviation.adjoint(y)), deviation.gram(y))

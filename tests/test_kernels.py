@@ -11,10 +11,8 @@ import torch
 from phantoms import dipole_spectrum
 from torch import Tensor
 
-from qsmpipe.numerics.balls import Balls
 from qsmpipe.numerics.fourier import convolve, irfft, padded_shape, rfft
 from qsmpipe.numerics.kernels import AXIAL, dipole, gaussian, laplacian
-from qsmpipe.numerics.masks.morphology import dilate, erode
 from qsmpipe.numerics.operators import Dipole, gradient, gradient_adjoint
 from qsmpipe.numerics.simulate.field import FreeSpace
 from qsmpipe.numerics.solvers import conjugate_gradient, dot, lsmr
@@ -235,18 +233,6 @@ def test_derivatives_go_through_a_convolution() -> None:
     forward = Dipole.on_grid(chi.detach(), (1, 1, 1), TILTED)
     (forward(chi) ** 2).sum().backward()
     torch.testing.assert_close(chi.grad, 2 * forward(forward(chi.detach())))
-
-
-@pytest.mark.parametrize("zooms", [(1.0, 1.0, 1.0), (0.7, 1.1, 2.0)])
-@pytest.mark.parametrize("radius", [0.0, 2.5, 4.0])
-def test_where_balls_fit_and_touch(zooms: tuple[float, float, float], radius: float) -> None:
-    """By exact distances; no radius is the distance of two voxels."""
-    x, y, z = coordinates((23, 19, 17), zooms)
-    mask = (x / 8) ** 2 + (y / 7) ** 2 + (z / 9) ** 2 < 1
-    mask[5, 5, 5] = True
-    balls = Balls.on_grid(mask, zooms, radius, like=x.float())
-    assert torch.equal(balls.fit(radius), erode(mask, zooms, radius=radius))
-    assert torch.equal(balls.touch(radius), dilate(mask, zooms, radius=radius))
 
 
 @pytest.mark.parametrize("preconditioned", [False, True])

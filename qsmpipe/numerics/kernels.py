@@ -12,6 +12,9 @@ from qsmpipe.numerics.fourier import PLANES, Shape, Zooms
 AXIAL = (0.0, 0.0, 1.0)
 """B0 along the third voxel axis."""
 
+ROUNDING = 1e-5
+"""What is at a ball's surface, up to this fraction of its squared distance, is in the ball."""
+
 
 def frequencies(shape: Shape, zooms: Zooms, *, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Spatial frequencies (1/mm) of the half spectrum, as three tensors that broadcast."""
@@ -138,20 +141,11 @@ def _octant(zooms: Zooms, radius: float) -> tuple[Tensor, Tensor]:
     (X, Y, Z) and (3, X, Y, Z). A voxel off the centre along n axes counts 2 ** n times, one on
     the ball's surface is inside.
     """
-    reach = radius * (1 + 1e-5)
-    axes = [zoom * torch.arange(int(reach / zoom) + 1, dtype=torch.float64) for zoom in zooms]
+    most = radius**2 * (1 + ROUNDING)
+    axes = [zoom * torch.arange(int(most**0.5 / zoom) + 1, dtype=torch.float64) for zoom in zooms]
     squared = torch.stack(torch.meshgrid(*axes, indexing="ij")).square_()
-    copies = (2.0 ** (squared > 0).sum(0)) * (squared.sum(0) <= reach**2)
+    copies = (2.0 ** (squared > 0).sum(0)) * (squared.sum(0) <= most)
     return copies.to(torch.float64), squared
-
-
-def ball_voxels(zooms: Zooms, radius: float) -> int:
-    """Count the voxels of a ball of ``radius`` mm.
-
-    >>> ball_voxels((1.0, 1.0, 1.0), 1.0), ball_voxels((1.0, 1.0, 2.0), 1.0)
-    (7, 5)
-    """
-    return int(_octant(zooms, radius)[0].sum())
 
 
 def ball_mean(

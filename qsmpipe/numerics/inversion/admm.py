@@ -7,13 +7,13 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from qsmpipe.numerics.balls import Balls
 from qsmpipe.numerics.fourier import SPACE, Zooms, irfft, rfft
 from qsmpipe.numerics.fused.data import data_split
 from qsmpipe.numerics.fused.gradient import ALLOWED, OBSERVED, STEEP, Sums, gradient_split
 from qsmpipe.numerics.fused.spectral import dipole_step
 from qsmpipe.numerics.inversion.common import Window
 from qsmpipe.numerics.kernels import dipole, laplacian_lines
+from qsmpipe.numerics.masks.morphology import dilate
 from qsmpipe.numerics.solvers import Convergence
 
 SUPPORT = 0.1
@@ -52,7 +52,7 @@ class Grid:
         # Differences are counted in the box: the rim has those between sources and nothing.
         window = Window.around(field, mask, zooms, padding=padding, reach=reach, rim=1)
         kernel = dipole(window.shape, zooms, b0_direction, like=window.field)
-        near = Balls.on_grid(window.mask, zooms, reach, like=window.field).touch(reach)
+        near = dilate(window.mask, zooms, radius=reach)
         zone = ALLOWED * near.to(torch.uint8) + OBSERVED * window.mask.to(torch.uint8)
         if smooth is not None:
             for bit, steep in zip(STEEP, window.place(~smooth), strict=True):

@@ -6,7 +6,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from qsmpipe.numerics.balls import Balls
 from qsmpipe.numerics.fourier import Zooms, convolve, irfft, rfft
 from qsmpipe.numerics.fused.spectral import draw_step, settle_step
 from qsmpipe.numerics.inversion.admm import Grid, TotalVariation, squared_misfit
@@ -23,6 +22,7 @@ from qsmpipe.numerics.inversion.tv import (
     smooth_where,
 )
 from qsmpipe.numerics.kernels import AXIAL, ball_mean, laplacian
+from qsmpipe.numerics.masks.morphology import erode
 from qsmpipe.numerics.noise import data_weight
 from qsmpipe.numerics.parameters import Count, NotNegative, Positive, checked
 
@@ -154,11 +154,10 @@ def fitting_balls(
     """
     least = SMALLEST * max(zooms)
     sizes = sorted({max(float(radius), least) for radius in radii}, reverse=True)
-    inside = Balls.on_grid(window.mask, zooms, max(sizes, default=0.0), like=window.field)
     balls: list[Tensor] = []
     fitting = torch.zeros_like(window.mask, dtype=torch.uint8)
     for radius in sizes:
-        fits = inside.fit(radius) & (fitting == 0)
+        fits = erode(window.mask, zooms, radius=radius) & (fitting == 0)
         if fits.any():
             mean = ball_mean(window.shape, zooms, radius, balanced=True, like=window.field)
             balls.append(1 - mean)

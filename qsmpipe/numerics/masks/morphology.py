@@ -9,9 +9,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from qsmpipe.numerics.fourier import Zooms
-
-ROUNDING = 1e-5
-"""A voxel at the radius itself, up to this fraction of its square, belongs to the ball."""
+from qsmpipe.numerics.kernels import ROUNDING
 
 OPERATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "and": torch.logical_and,
