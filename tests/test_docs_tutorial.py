@@ -10,7 +10,7 @@ DOCS = Path(__file__).parents[1] / "docs"
 SHORTER = {
     "simulate demo": "simulate gre3t",
     "[0.005, 0.011, 0.017, 0.023]": "[0.005, 0.010, 0.015, 0.020, 0.025]",
-    "--inversion tfi,rts": "--inversion rts,tkd",
+    "--inversion tfi,rts": "--inversion rts,tkd --use-plugin linear.yml",
     "--inversion tfi,unet": "--inversion rts,unet --dry-run",
     "steps = 500": "steps = 2",
     "validate_every = 100": "validate_every = 2\nvalidation_samples = 2",
@@ -28,6 +28,7 @@ def shorter() -> str:
 
 def test_every_block_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    Path("linear.yml").write_text("plugin: Linear\n")  # one process for all nodes: fast
     names = runpy.run_path(str(DOCS / "pictures.py"))["run"](shorter(), tmp_path)
     assert names["nrmse"](names["chi"], names["truth"], names["brain"]) < 95
     (described,) = (node for node in names["graph"].nodes() if node.name == "words")

@@ -49,8 +49,11 @@ def derivatives(tmp_path_factory: pytest.TempPathFactory) -> Path:
     dataset = arrange(folder / "bids")
     before = state(dataset)
     out = folder / "out"
-    words = [dataset, out, "participant", "-w", folder / "work", "--skip-bids-validation"]
-    assert main([*map(str, words), "--nprocs", "1"]) == 0
+    plugin = folder / "linear.yml"
+    plugin.write_text("plugin: Linear\n")  # one process for all nodes: fast
+    words = [dataset, out, "participant", "-w", folder / "work", "--skip-bids-validation",
+             "--use-plugin", plugin]  # fmt: skip
+    assert main([*map(str, words)]) == 0
     assert state(dataset) == before, "the input was written to"
     return out
 

@@ -273,9 +273,11 @@ def test_two_runs_at_once_lose_nothing_and_a_third_changes_no_page_of_theirs(
     data, out = tmp_path / "bids", tmp_path / "out"
     for subject in ("sub-01", "sub-02"):
         datasets.write(data, prefix=subject)
+    plugin = tmp_path / "linear.yml"
+    plugin.write_text("plugin: Linear\n")  # all nodes in the run's own process: fast
     families = [
         start(["-m", "qsmpipe", str(data), str(out), "participant", "-w", str(tmp_path / label),
-               *QUICK, *FEW, "--participant-label", label])
+               *QUICK, *FEW, "--participant-label", label, "--use-plugin", str(plugin)])
         for label in ("01", "02")
     ]  # fmt: skip
     for family in families:
@@ -291,7 +293,7 @@ def test_two_runs_at_once_lose_nothing_and_a_third_changes_no_page_of_theirs(
     for record in book.current:
         run = book.runs[record.run]
         label = record.subject
-        assert run.command.endswith(f"--participant-label {label}")
+        assert f" --participant-label {label} " in run.command
         assert run.finished is not None
         assert f"sub-{label}.html#sub-{label}" in index
         html = (out / f"sub-{label}.html").read_text()
