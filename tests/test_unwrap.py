@@ -466,11 +466,12 @@ def test_buckets_grow_like_a_heap():
     mask = generator.random(phase.shape) < 0.9
     weights = edge_weights(phase[None], None, 0, [1.0], WEIGHTS["romeo"])
     costs = romeo_module._costs(weights, mask)
-    cheapest = np.where(mask, np.where(costs == 0, 255, costs).min(0).astype(int), 256)
-    seed = tuple(int(v) for v in np.unravel_index(cheapest.argmin(), mask.shape))
+    start = romeo_module._seed(costs, mask)
+    seed = tuple(int(v) for v in np.unravel_index(start, mask.shape))
     expected = heap_unwrap(phase.astype(float), costs, mask, seed)
     wraps = np.where(mask, romeo_module.UNREACHED, np.int32(0))
-    romeo_module._run(phase, costs, wraps, fresh=True)
+    wraps[seed] = 0
+    romeo_module._run(phase, costs, np.array([start]), wraps, again=True)
     assert len(expected) > 100
     assert {voxel: int(wraps[voxel]) for voxel in expected} == expected
 

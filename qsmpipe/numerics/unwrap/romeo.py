@@ -15,7 +15,7 @@ from torch import Tensor
 
 from qsmpipe.numerics.compiled import compiled
 from qsmpipe.numerics.fourier import Zooms
-from qsmpipe.numerics.grids import bounding_box, in_place
+from qsmpipe.numerics.grids import bounding_box, in_place, surrounded
 from qsmpipe.numerics.parameters import Count, checked
 from qsmpipe.numerics.unwrap.common import TWO_PI, check, merge_regions, unwrap_echoes
 from qsmpipe.numerics.unwrap.edges import edge_weights
@@ -66,75 +66,45 @@ def _grow(
     phase: np.ndarray,
     costs: np.ndarray,
     strides: np.ndarray,
-    fresh: bool,
+    starts: np.ndarray,
+    again: bool,
     turns: np.ndarray,
+    tops: np.ndarray,
     queue: np.ndarray,
 ) -> int:
-    """Unwrap all voxels that are :data:`UNREACHED`, cheapest edge first; counts their regions.
+    """Unwrap the voxels that are :data:`UNREACHED`, cheapest edge first; counts regions.
 
     Everything is flat. ``costs`` has, for each axis, that of the edge from every voxel to its
-    next: 1 to 255, or 0 where there is none; it is used up. Every cost has a stack in ``queue``,
-    as large as it may become; among equal costs the edge queued last goes first. An edge is the
-    number of the voxel that it was reached from times 8, plus its direction.
+    next: 1 to 255, or 0 where there is none; it is used up. Every cost has a stack in ``queue``
+    from its place in ``tops`` on; among equal costs the edge queued last goes first. An edge is
+    the number of the voxel that it was reached from times 8, plus its direction.
 
-    ``turns`` becomes how many times 2 pi is to be added. A region starts at the voxel of the
-    cheapest edge, later ones at the first voxel left over; or else, where the growth is not
-    ``fresh``, it starts from all voxels that are reached, and what they do not reach is left.
+    ``turns``, how many times 2 pi is to be added, is known in ``starts``. What they do not reach
+    is left, or, ``again``, grown in regions of their own from the first voxel left over.
     """
-    voxels = turns.size
-    bottoms = np.zeros(257, np.int64)
-    for edge in range(costs.size):
-        bottoms[costs[edge] + 1] += 1
-    bottoms[1] = 0  # what is no edge
-    for cost in range(1, 257):
-        bottoms[cost] += bottoms[cost - 1]
-    tops = bottoms[:256].copy()
-    seed, least, scan, count, cheapest = -1, 256, 0, 0, 256
-    for voxel in range(voxels):
-        if turns[voxel] != UNREACHED:
-            continue
-        for axis in range(3):
-            if fresh:
-                cost = costs[axis * voxels + voxel]
-                cost = cost if cost > 0 else 255
-                if cost < least:
-                    seed, least = voxel, cost
-                continue
-            for back in range(2):
-                neighbour = voxel - strides[axis] if back else voxel + strides[axis]
-                if neighbour < 0 or neighbour >= voxels or turns[neighbour] == UNREACHED:
-                    continue
-                edge = axis * voxels + min(voxel, neighbour)
-                cost = costs[edge]
-                if cost > 0:
-                    costs[edge] = 0
-                    queue[tops[cost]] = 8 * neighbour + 2 * axis + 1 - back
-                    tops[cost] += 1
-                    cheapest = min(cheapest, cost)
+    bottoms = tops.copy()
+    scan, count, cheapest = 0, 1, 256
+    for voxel in starts:
+        cheapest = min(cheapest, _queue(voxel, costs, strides, tops, queue))
     while True:
         while cheapest < 256 and tops[cheapest] == bottoms[cheapest]:
             cheapest += 1
         if cheapest < 256:
             tops[cheapest] -= 1
             edge = queue[tops[cheapest]]
-            old, axis = edge >> 3, (edge >> 1) & 3
-            new = old - strides[axis] if edge & 1 else old + strides[axis]
+            old, stride = edge >> 3, strides[(edge >> 1) & 3]
+            new = old - stride if edge & 1 else old + stride
             if turns[new] != UNREACHED:
                 continue
             more = np.rint((np.float64(phase[old]) - phase[new]) / TWO_PI)
             turns[new] = turns[old] + np.int32(more)
-        elif not fresh:
-            return count
         else:
-            if count == 0:
-                new = seed
-            else:
-                while scan < voxels and turns[scan] != UNREACHED:
-                    scan += 1
-                new = scan if scan < voxels else -1
-            if new < 0:
+            while again and scan < turns.size and turns[scan] != UNREACHED:
+                scan += 1
+            if not again or scan == turns.size:
                 return count
             count += 1
+            new = scan
             turns[new] = 0
         cheapest = min(cheapest, _queue(new, costs, strides, tops, queue))
 
@@ -155,14 +125,26 @@ def _costs(weights: np.ndarray, inside: np.ndarray) -> np.ndarray:
     return costs
 
 
-def _run(phase: np.ndarray, costs: np.ndarray, turns: np.ndarray, *, fresh: bool) -> int:
+def _run(
+    phase: np.ndarray, costs: np.ndarray, starts: np.ndarray, turns: np.ndarray, *, again: bool
+) -> int:
     """Call :func:`_grow` with images; ``costs`` and ``turns`` are written to."""
     _, y, z = phase.shape
-    queue = np.empty(costs.size, np.int32 if 8 * turns.size < 2**31 else np.int64)
+    parts = torch.from_numpy(costs).reshape(-1).split(1 << 20)
+    counts = np.sum([torch.bincount(part, minlength=256).numpy() for part in parts], axis=0)
+    counts[0] = 0
+    tops = np.concatenate([[0], counts.cumsum()])[:256]
+    queue = np.empty(counts.sum(), np.int32 if 8 * turns.size < 2**31 else np.int64)
     return _grow(
-        phase.reshape(-1), costs.reshape(-1), np.array([y * z, z, 1]), fresh, turns.reshape(-1),
-        queue,
+        phase.reshape(-1), costs.reshape(-1), np.array([y * z, z, 1]), starts, again,
+        turns.reshape(-1), tops, queue,
     )  # fmt: skip
+
+
+def _seed(costs: np.ndarray, inside: np.ndarray) -> int:
+    """Find the first voxel ``inside`` with the cheapest edge to a next one."""
+    cheapest = np.where(costs == 0, 255, costs).min(0)
+    return int(np.where(inside, cheapest, np.int16(256)).argmin())
 
 
 def _unwrap_space(
@@ -170,7 +152,9 @@ def _unwrap_space(
 ) -> np.ndarray:
     """How many times 2 pi to add to every voxel of one echo, (X, Y, Z) int32."""
     turns = np.where(inside, UNREACHED, np.int32(0))
-    if _run(phase, costs, turns, fresh=True) > 1:
+    starts = np.array([_seed(costs, inside)])
+    turns.reshape(-1)[starts] = 0
+    if _run(phase, costs, starts, turns, again=True) > 1:
         regions, count = label(inside)
         merge_regions(phase, turns, regions, count, zooms)
     return turns
@@ -271,7 +255,8 @@ def romeo(
 
     def regrow(echo: int, turns: Tensor, doubt: Tensor) -> Tensor:
         wraps = turns.nan_to_num().int().masked_fill_(doubt, int(UNREACHED))
-        _run(values[echo], template_costs.copy(), wraps.numpy(), fresh=False)
+        starts = np.flatnonzero((~surrounded(~doubt) & ~doubt).numpy())
+        _run(values[echo], template_costs.copy(), starts, wraps.numpy(), again=False)
         return torch.where(wraps == int(UNREACHED), turns, wraps)
 
     unwrapped = unwrap_echoes(
