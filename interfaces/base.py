@@ -345,9 +345,10 @@ def _memory_of(device: torch.device, method: str) -> Iterator[None]:
 
 
 def set_threads(count: int) -> None:
-    """Hold torch and numba to ``count`` threads."""
-    torch.set_num_threads(count)
+    """Hold numba and torch to ``count`` threads."""
     import numba
 
     available = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
     numba.set_num_threads(min(count, available))
+    # Only now: numba's OpenMP starts with its first call, and then takes all threads for torch too.
+    torch.set_num_threads(count)

@@ -61,3 +61,17 @@ def test_a_script_without_the_guard_is_told_so_and_runs_nothing(run, tmp_path: P
     )
     assert done.stderr.count("Traceback") == 1
     assert not (tmp_path / "numbers" / "double").exists()
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_fresh_process_takes_the_threads_that_it_is_given_and_no_more(count: int) -> None:
+    """Numba's OpenMP, as it starts, takes all processors for torch as well."""
+    code = (
+        "import torch, numba; from qsmpipe.interfaces.base import set_threads; "
+        f"set_threads({count}); print(torch.get_num_threads(), numba.get_num_threads())"
+    )
+    environment = os.environ | {"NUMBA_NUM_THREADS": "4", "OMP_NUM_THREADS": "4"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == [str(count), str(count)]
