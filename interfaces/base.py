@@ -350,5 +350,5 @@ def set_threads(count: int) -> None:
 
     available = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
     numba.set_num_threads(min(count, available))
-    # Only now: numba's OpenMP starts with its first call, and then takes all threads for torch too.
+    # Only now: numba's OpenMP, as it starts with its first call, sets torch's threads to all.
     torch.set_num_threads(count)
