@@ -255,6 +255,9 @@ def mcpc3ds(
     the Gaussian took away by its width, at the head's edge above all, is smoothed again and added
     (twicing [2]_).
 
+    Where the echo times are multiples of their first step, turns of :math:`\omega t` are turns of
+    :math:`\varphi_0`, and nothing is unwrapped.
+
     Where even echoes are read out the other way round (``bipolar``), eddy currents and delays give
     them a smooth phase :math:`d` that odd echoes lack. The first and the third echo do not have
     it, so that with :math:`\theta = \varphi_2 - \varphi_1` and
