@@ -352,9 +352,9 @@ METHODS: dict[str, dict[str, Method]] = {
         "medi": Method(
             "numerics.inversion.medi:medi",
             "MEDI",
-            "MEDI: nonlinear, total variation off the magnitude's edges (Gauss-Newton)",
+            "MEDI: nonlinear, total variation off the magnitude's edges",
             "Susceptibility was computed by morphology-enabled dipole inversion (MEDI, nonlinear, "
-            "lambda {lambda_}, Gauss-Newton).",
+            "lambda {lambda_}, nonlinear conjugate gradients).",
             ("liu2012", "liu2013", "liu2018"),
         ),
         "ndi": Method(
@@ -382,7 +382,8 @@ METHODS: dict[str, dict[str, Method]] = {
             "TFI",
             "TFI: tissue and background at once from the total field; keeps the edge",
             "Susceptibility was computed from the total field, together with its background, by "
-            "preconditioned total field inversion (TFI, lambda {lambda_}, Gauss-Newton).",
+            "preconditioned total field inversion (TFI, lambda {lambda_}, nonlinear conjugate "
+            "gradients).",
             ("liu2017",),
             starts_from="total field",
         ),

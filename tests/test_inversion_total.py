@@ -102,8 +102,8 @@ def test_tfi_edges_of_the_magnitude_help(whole: Phantom) -> None:
     without = error(whole.invert(tfi).chi, whole.chi, whole.mask)
     sharp = whole.invert(tfi, magnitude=magnitude, edges=0.1)
     assert error(sharp.chi, whole.chi, whole.mask) < 0.8 * without
-    none = whole.invert(tfi, magnitude=magnitude, edges=0.0, max_iterations=1).chi
-    assert torch.equal(none, whole.invert(tfi, max_iterations=1).chi)
+    none = whole.invert(tfi, magnitude=magnitude, edges=0.0, max_iterations=5).chi
+    assert torch.equal(none, whole.invert(tfi, max_iterations=5).chi)
 
 
 @pytest.mark.parametrize(
@@ -115,24 +115,24 @@ def test_tfi_does_not_see_the_fields_of_sources_far_away(
     harmonic: Callable[..., Tensor], whole: Phantom
 ) -> None:
     far = 0.01 * harmonic(*places((40, 40, 40))).float()
-    chi = whole._replace(field=whole.field + far).invert(tfi, max_iterations=2).chi
-    assert error(chi, whole.invert(tfi, max_iterations=2).chi, whole.mask) < 5e-3
+    chi = whole._replace(field=whole.field + far).invert(tfi, max_iterations=40).chi
+    assert error(chi, whole.invert(tfi, max_iterations=40).chi, whole.mask) < 5e-3
 
 
-def test_tfi_preconditioner_does_not_decide_on_the_solution() -> None:
+def test_tfi_preconditioner_hardly_decides_on_the_map() -> None:
     head = phantom((20, 20, 20), (2.0, 2.0, 2.0), noise=0.003)
 
     def distance(**choices: Any) -> float:
         one, other = (head.invert(tfi, preconditioner=p, **choices).chi for p in (0.5, 4.0))
         return error(one, other, head.mask)
 
-    late = distance(tolerance=0.0, max_iterations=25)
-    assert late < 0.06
-    assert late < 0.5 * distance(max_iterations=2)
+    late = distance(tolerance=0.0, max_iterations=100)
+    assert late < 0.1
+    assert late < 0.5 * distance(max_iterations=10)
 
 
 def test_tfi_margin_holds_sources(whole: Phantom) -> None:
-    choices = {"max_iterations": 3}
+    choices = {"max_iterations": 60}
     maps = [whole.invert(tfi, margin=margin, **choices).chi for margin in (1.0, 12.0, 24.0)]
     change = [error(chi, maps[-1], whole.mask) for chi in maps[:-1]]
     assert change[1] < 0.05
@@ -141,21 +141,20 @@ def test_tfi_margin_holds_sources(whole: Phantom) -> None:
 
 def test_tfi_weight_follows_the_noise(whole: Phantom) -> None:
     noise = torch.full_like(whole.field, 0.003)
-    chosen = whole.invert(tfi, noise=noise, max_iterations=1).chosen
+    chosen = whole.invert(tfi, noise=noise, max_iterations=5).chosen
     assert chosen == {"lambda_": pytest.approx(0.15 * 0.003)}
 
 
 def test_tfi_reaches_the_objective_of_a_slow_solver(monkeypatch: pytest.MonkeyPatch) -> None:
     """Over the whole padded grid, sources outside and harmonics free."""
-    solve, found = TFI.gauss_newton, []
+    solve, found = TFI.minimise, []
 
     def kept(problem: Any, **choices: Any) -> Any:
         found.append((problem, *solve(problem, **choices)))
         return found[-1][1:]
 
-    monkeypatch.setattr(TFI, "gauss_newton", kept)
+    monkeypatch.setattr(TFI, "minimise", kept)
     monkeypatch.setattr(TFI, "ORDER", 1)
-    monkeypatch.setattr(TFI, "INNER_ITERATIONS", 400)
     shape, lambda_ = (6, 5, 5), 2e-3
     mask = torch.ones(shape, dtype=torch.bool)
     mask[0, 0] = False
@@ -163,7 +162,7 @@ def test_tfi_reaches_the_objective_of_a_slow_solver(monkeypatch: pytest.MonkeyPa
     noise = 1 + normal(*shape, seed=1).abs()
     tfi(
         field, mask, ZOOMS, b0_direction=TILTED, noise=noise, lambda_=lambda_, margin=3.0,
-        tolerance=1e-3, max_iterations=100,
+        tolerance=1e-4, max_iterations=5000,
     )  # fmt: skip
     ((problem, image, _),) = found
     wide = problem.shape
@@ -210,7 +209,11 @@ def test_solid_harmonics_are_all_that_have_no_laplacian(order: int) -> None:
     torch.testing.assert_close(basis @ basis.T, torch.eye(len(basis), dtype=torch.float64))
 
 
-def test_far_fields_are_fitted_out_by_a_projection() -> None:
+@pytest.mark.parametrize("looped", [True, False])
+def test_far_fields_are_fitted_out_by_a_projection(
+    looped: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loops, "usable", lambda _: looped)
     shape = (7, 9, 6)
     weight = normal(*shape).abs()
     far = FarField.on_grid(weight, ZOOMS, order=3)

@@ -36,10 +36,11 @@ def rfft(image: Tensor, shape: Shape) -> Tensor:
     """Half spectrum of ``image`` (..., X, Y, Z), zero-padded to ``shape``.
 
     By scipy on the CPU: on padded grids twice as fast as torch, as lines of zeros are left out,
-    and in hardly more memory than the spectrum's. By torch on CUDA, and where derivatives are
-    wanted.
+    and in hardly more memory than the spectrum's. By torch on CUDA, where derivatives are wanted,
+    and where nothing is padded and torch has MKL, which takes two thirds of scipy's time then.
     """
-    if image.is_cuda or image.requires_grad:
+    whole = image.shape[-3:] == shape and torch.backends.mkl.is_available()
+    if image.is_cuda or image.requires_grad or whole:
         return torch.fft.rfftn(image, s=shape, dim=SPACE)
     x, y, z = SPACE
     size = image.shape[x]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from qsmpipe.numerics.fourier import Zooms
+from qsmpipe.numerics.fused.polynomials import moments_along, subtract_along
 
 
 def solid_harmonics(order: int) -> tuple[list[tuple[int, int, int]], Tensor]:
@@ -40,7 +41,7 @@ class FarField:
     weight: Tensor
     """Squared weights, (X, Y, Z)."""
     axes: tuple[Tensor, Tensor, Tensor]
-    """Powers of each coordinate, (size, order + 1), the coordinates between -1 and 1."""
+    """Powers of each coordinate from -1 to 1, (size, order + 1) in float64."""
     fit: Tensor
     """From the moments of an image to the coefficients of its fit, both by :attr:`powers`."""
     powers: list[tuple[int, int, int]]
@@ -55,28 +56,28 @@ class FarField:
         ]
         powers, basis = solid_harmonics(order)
         high = [line[:, None] ** torch.arange(2 * order + 1) for line in lines]
-        moments = _moments(weight, [table.to(weight) for table in high])
+        moments = _moments(torch.ones_like(weight), weight, high)
         gram = torch.tensor(
             [[moments[tuple(map(sum, zip(p, q, strict=True)))] for q in powers] for p in powers],
             dtype=torch.float64,
         )
         inverse = torch.linalg.pinv(basis @ gram @ basis.T, hermitian=True, rtol=1e-9)
-        x, y, z = (table[:, : order + 1].to(weight) for table in high)
+        x, y, z = (table[:, : order + 1].contiguous() for table in high)
         return cls(weight, (x, y, z), basis.T @ inverse @ basis, powers)
 
     def remove(self, image: Tensor) -> Tensor:
         """``image`` (X, Y, Z) less its fit."""
-        x, y, z = self.axes
-        order = x.shape[1] - 1
-        moments = _moments(self.weight * image, self.axes)
+        order = self.axes[0].shape[1] - 1
+        moments = _moments(image, self.weight, self.axes)
         found = torch.stack([moments[power] for power in self.powers])
         coefficients = torch.zeros((order + 1,) * 3, dtype=torch.float64)
         for power, value in zip(self.powers, self.fit @ found, strict=True):
             coefficients[power] = value
-        planes = torch.einsum("abc,xa,yb->xyc", coefficients.to(image), x, y)
-        return image - planes @ z.T
+        x, y, z = self.axes
+        profiles = torch.einsum("abc,xa,zc->xbz", coefficients, x, z).contiguous()
+        return subtract_along(image, profiles, y)
 
 
-def _moments(image: Tensor, axes: Sequence[Tensor]) -> Tensor:
-    x, y, _ = (table.double() for table in axes)
-    return torch.einsum("xyc,xa,yb->abc", (image @ axes[2]).double(), x, y).cpu()
+def _moments(image: Tensor, weight: Tensor, axes: Sequence[Tensor]) -> Tensor:
+    x, y, z = axes
+    return torch.einsum("xbz,xa,zc->abc", moments_along(image, weight, y).cpu(), x, z)

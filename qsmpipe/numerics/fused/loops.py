@@ -8,8 +8,9 @@ from qsmpipe.numerics.compiled import compiled
 PLANES = 8
 """Planes of the first axis that one thread takes at a time."""
 
-serial = compiled()
-parallel = compiled(parallel=True)
+# Divisions as IEEE has them: with Python's, that may raise, there are no vector instructions.
+serial = compiled(error_model="numpy")
+parallel = compiled(error_model="numpy", parallel=True)
 
 
 def usable(tensor: Tensor) -> bool:

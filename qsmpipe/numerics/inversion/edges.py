@@ -6,7 +6,7 @@ import torch
 from annotated_types import Interval
 from torch import Tensor
 
-from qsmpipe.numerics.fourier import Zooms
+from qsmpipe.numerics.fourier import SPACE, Zooms
 from qsmpipe.numerics.grids import check_mask
 from qsmpipe.numerics.operators import gradient
 
@@ -22,6 +22,10 @@ def smooth_parts(
 ) -> Tensor:
     """Where the magnitude has no edge [1]_, component by component.
 
+    The outermost voxels of the mask have no edges. There the magnitude falls because the tissue
+    ends, whatever its susceptibility does; and where all differences of such a voxel cost
+    nothing, nothing tells its susceptibility from that of sources beside it, outside the mask.
+
     Parameters
     ----------
     magnitude : (X, Y, Z) real tensor
@@ -31,14 +35,14 @@ def smooth_parts(
     zooms : tuple of float
         Voxel size (mm).
     edges : float
-        The share of the forward differences inside ``mask``, of all three axes together, that are
-        taken for edges: the largest ones. 0.3 of the components is what 0.9 of the number of
-        voxels is elsewhere. 0: no edge.
+        The share of the forward differences inside ``mask``, of all three axes together and but
+        for the outermost voxels', that are taken for edges: the largest ones. 0.3 of the
+        components is what 0.9 of the number of voxels is elsewhere. 0: no edge.
 
     Returns
     -------
     (3, X, Y, Z) bool tensor
-        False on edges; True elsewhere, also outside ``mask``.
+        False on edges; True elsewhere, also outside ``mask`` and at its outermost voxels.
 
     Raises
     ------
@@ -54,9 +58,18 @@ def smooth_parts(
         msg = f"edges is {edges:g}: give the share of differences that are edges, 0 to below 1"
         raise ValueError(msg)
     steep = gradient(torch.where(mask, magnitude, 0), zooms).abs()
-    inside = torch.stack([mask & mask.roll(-1, axis) for axis in (-3, -2, -1)])
-    steps = steep[inside]
+    core = _core(mask)
+    within = torch.stack([core & core.roll(-1, axis) for axis in SPACE])
+    steps = steep[within]
     flat = round((1 - edges) * steps.numel())
     if flat in (0, steps.numel()):
-        return torch.full_like(inside, flat > 0 or not steps.numel())
-    return (steep <= steps.kthvalue(flat).values) | ~inside
+        return ~within if steps.numel() and flat == 0 else torch.ones_like(within)
+    return (steep <= steps.kthvalue(flat).values) | ~within
+
+
+def _core(mask: Tensor) -> Tensor:
+    """Voxels of ``mask`` whose six neighbours belong to it."""
+    padded = torch.nn.functional.pad(mask, [1] * 6)
+    inner = (slice(1, -1),) * 3
+    neighbours = [padded.roll(step, axis)[inner] for axis in SPACE for step in (-1, 1)]
+    return torch.stack(neighbours).all(0) & mask

@@ -7,14 +7,15 @@ import torch
 from torch import Tensor
 
 from qsmpipe.numerics.fourier import Shape, Zooms, convolve
+from qsmpipe.numerics.fused.variation import counted_bits
 from qsmpipe.numerics.inversion.common import (
     Susceptibility,
     Window,
     auto_lambda,
     phase_scale,
 )
+from qsmpipe.numerics.inversion.descent import Problem, minimise
 from qsmpipe.numerics.inversion.edges import DEFAULT_EDGES, Edges, smooth_parts
-from qsmpipe.numerics.inversion.gauss_newton import Problem, gauss_newton
 from qsmpipe.numerics.kernels import AXIAL, ball_mean, dipole
 from qsmpipe.numerics.masks.morphology import erode
 from qsmpipe.numerics.masks.ventricles import ventricles
@@ -34,8 +35,8 @@ EPSILON = 1e-3
 """Gradients below this are rounded off (rad/mm)."""
 FIRST_EPSILON = 0.1
 """The same in the first step (rad/mm)."""
-INNER_ITERATIONS = 30
-"""Conjugate gradients of a step at most."""
+LINEAR_STEPS = 1
+"""Steps that take the data term for linear."""
 OUTLIER = 6.0
 """In standard deviations of the residual: voxels beyond are weighted down."""
 
@@ -44,7 +45,7 @@ DEFAULT_RADIUS = 0.0
 DEFAULT_CSF_WEIGHT = 0.0
 """Weight of the variance of the ventricles' susceptibility (1/(rad mm)); 0: none."""
 DEFAULT_TOLERANCE = 1e-2
-DEFAULT_MAX_ITERATIONS = 30
+DEFAULT_MAX_ITERATIONS = 300
 
 
 @checked
@@ -72,7 +73,7 @@ def medi(
     .. math:: \min_\chi \lambda \| W (e^{i D \chi} - e^{i f}) \|^2 + \| m_G \nabla \chi \|_1 +
        \lambda_{csf} \| m_{csf} (\chi - \bar\chi_{csf}) \|^2
 
-    in radians, by Gauss-Newton (:func:`.gauss_newton.gauss_newton`). The norm sums over the three
+    in radians, by conjugate gradients (:func:`.descent.minimise`). The norm sums over the three
     components, each of them rounded off below :data:`EPSILON`; it falls to that from
     :data:`FIRST_EPSILON`. In the first step the data term is the linear one, :math:`\lambda \| W
     (D \chi - f) \|^2`: from 0, phase beyond pi would pull the wrong way. More linear steps would
@@ -109,15 +110,16 @@ def medi(
         Radius of a ball (mm) whose mean is taken off field and kernel; 0: none. That is a last
         removal of background [1]_. Where it does not fit into ``mask`` the field is not used.
     merit : bool
-        Weight down after each step the voxels whose residual is beyond :data:`OUTLIER` standard
+        Weight down after each round the voxels whose residual is beyond :data:`OUTLIER` standard
         deviations, by its square [2]_.
     csf_weight : float
         Weight of the variance in the ventricles, :math:`\lambda_{csf}` (1/(rad mm)), which needs
         ``r2star``; 0: none. It keeps their susceptibility even [3]_.
     tolerance : float
-        Stop when the map changes by less than this fraction of its norm inside the mask.
+        Stop when :data:`.descent.ROUND` steps change the map by less than this fraction of its
+        norm inside the mask.
     max_iterations : int
-        Gauss-Newton steps at most.
+        Steps at most.
 
     Returns
     -------
@@ -173,9 +175,9 @@ def medi(
 
     squared = weight**2
 
-    def slope(predicted: Tensor, first: bool) -> Tensor:
-        predicted -= phase
-        return (predicted if first else predicted.sin_()).mul_(squared)
+    def slope(predicted: Tensor, steps: int) -> Tensor:
+        misfit = predicted - phase
+        return (misfit if steps < LINEAR_STEPS else misfit.sin_()).mul_(squared)
 
     problem = Problem(
         shape=shape,
@@ -183,26 +185,25 @@ def medi(
         kernel=kernel,
         weight=squared,
         slope=slope,
-        smooth=smooth,
+        counted=counted_bits(smooth),
         observed=window.mask,
         lambda_=0.5 / lambda_,
         epsilon=EPSILON,
         quadratic=quadratic,
     )
 
-    def distrust(image: Tensor) -> None:
-        misfit = (problem.predict(image).sub_(phase) / 2).sin_().abs_().mul_(weight)
+    def distrust(predicted: Tensor) -> None:
+        misfit = ((predicted - phase) / 2).sin_().abs_().mul_(weight)
         excess = misfit / (OUTLIER * misfit[window.mask].std()).clamp(min=1e-30)
         weight.div_(excess.clamp_(min=1.0).square_())
         torch.square(weight, out=squared)
 
-    image, convergence = gauss_newton(
+    image, convergence = minimise(
         problem,
         rounding=FIRST_EPSILON,
-        after_step=distrust if merit else lambda image: None,
+        after_round=distrust if merit else lambda predicted: None,
         tolerance=tolerance,
         max_iterations=max_iterations,
-        inner_iterations=INNER_ITERATIONS,
     )
     return Susceptibility(window.back(image / scale), convergence, chosen)
 

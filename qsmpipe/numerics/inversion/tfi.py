@@ -6,13 +6,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from qsmpipe.numerics.background.pdf import Projection, projection
+from qsmpipe.numerics.background.pdf import projection
 from qsmpipe.numerics.fourier import Zooms
+from qsmpipe.numerics.fused.variation import counted_bits
 from qsmpipe.numerics.grids import crop, in_place
 from qsmpipe.numerics.harmonics import FarField
 from qsmpipe.numerics.inversion.common import Susceptibility, follow_noise
+from qsmpipe.numerics.inversion.descent import Problem, minimise
 from qsmpipe.numerics.inversion.edges import DEFAULT_EDGES, Edges, smooth_parts
-from qsmpipe.numerics.inversion.gauss_newton import Problem, gauss_newton
 from qsmpipe.numerics.inversion.medi import LAMBDA_PER_NOISE
 from qsmpipe.numerics.kernels import AXIAL
 from qsmpipe.numerics.noise import LARGEST_WEIGHT, data_weight
@@ -30,9 +31,6 @@ ORDER = 6
 
 FIRST_TOLERANCE, FIRST_ITERATIONS = 1e-2, 50
 """Where the projection onto sources outside stops that the descent starts from."""
-INNER_ITERATIONS = 30
-"""Conjugate gradients of a step at most."""
-
 MEAN_SQUARED_DIPOLE = 4 / 45
 """Energy of the field of one voxel, of susceptibility 1, in all space."""
 
@@ -41,8 +39,8 @@ DEFAULT_MARGIN = 24.0
 through harmonics of second order. On a simulated head 40 mm gave the same map."""
 DEFAULT_PRECONDITIONER = 2.0
 """Scale of sources outside the mask against those inside."""
-DEFAULT_TOLERANCE = 2e-2
-DEFAULT_MAX_ITERATIONS = 20
+DEFAULT_TOLERANCE = 3e-2
+DEFAULT_MAX_ITERATIONS = 300
 
 
 @checked
@@ -65,7 +63,7 @@ def tfi(
 
     .. math:: \min_\chi \tfrac12 \| W (D \chi - f) \|^2 + \lambda \| m_G \nabla \chi \|_1
 
-    over maps of the whole padded grid, by Gauss-Newton (:func:`.gauss_newton.gauss_newton`).
+    over maps of the whole padded grid, by conjugate gradients (:func:`.descent.minimise`).
     Where the background is removed first, what sources at the mask's edge and sources outside
     explain alike goes to those outside, and is lost; here the smoother map decides. The norm
     counts differences within ``mask`` alone: what lies outside is free, as in PDF, and its jump
@@ -101,12 +99,13 @@ def tfi(
     margin : float
         Width of the space around the mask's box that may hold sources (mm).
     preconditioner : float
-        Scale of the sources outside the mask against tissue, without unit: speed only. It is P of
-        [1]_, for those that touch the mask, and grows with the distance.
+        Scale of the sources outside the mask against tissue, without unit: speed, and hardly the
+        map. It is P of [1]_, for those that touch the mask, and grows with the distance.
     tolerance : float
-        Stop when the map changes by less than this fraction of its norm inside the mask.
+        Stop when :data:`.descent.ROUND` steps change the map by less than this fraction of its
+        norm inside the mask.
     max_iterations : int
-        Gauss-Newton steps at most.
+        Steps at most.
 
     Returns
     -------
@@ -120,6 +119,10 @@ def tfi(
     a background of 1.7 ppm the error grew from 0.8 to 2.2 while the objective fell. It has to be
     stopped early, as the paper does.
 
+    Sources outside are free here, and taken far beyond ``tolerance`` they fit noise, too. On a
+    simulated head at 2 mm ten times the steps lowered the objective by 8 % and doubled the
+    error of the outermost voxels (while these had edges); elsewhere the map hardly changed.
+
     References
     ----------
     .. [1] Liu Z et al. Magn Reson Med 78 (2017) 303, doi:10.1002/mrm.26331
@@ -129,14 +132,11 @@ def tfi(
         msg = f"field {tuple(field.shape)} is not (X, Y, Z): give one field at a time"
         raise ValueError(msg)
     known, inside, box = crop(field, mask)
-    weight = data_weight(mask, noise, field, largest=LARGEST_WEIGHT)[box]
+    weight = data_weight(mask, noise, field, largest=LARGEST_WEIGHT)[box].contiguous()
     squared = weight**2
     far = FarField.on_grid(squared, zooms, order=ORDER)
-    known = far.remove(known).mul_(inside)
-    # In single precision the scales of far sources would be made of rounding.
-    exact = projection(inside, weight.double(), zooms, b0_direction, margin=margin)
-    project = Projection(exact.shape, exact.transfer.to(field), exact.sources.to(field), weight)
-    del exact
+    known = far.remove(known)
+    project = projection(inside, weight, zooms, b0_direction, margin=margin)
     shape = project.shape
     unknowns, _ = conjugate_gradient(
         lambda direction: project.adjoint(far.remove(project.field(direction)).mul_(weight)),
@@ -155,27 +155,26 @@ def tfi(
     if magnitude is not None:
         smooth[:, :x, :y, :z] &= smooth_parts(magnitude, mask, zooms, edges=edges)[(..., *box)]
     energy = MEAN_SQUARED_DIPOLE * squared[inside].mean(dtype=torch.float64).item()
-    outside = project.sources.square().mul_(preconditioner**2 / energy)
+    outside = project.sources * (preconditioner**2 / energy)
     problem = Problem(
         shape=shape,
         zooms=zooms,
         kernel=project.transfer,
         weight=squared,
-        slope=lambda predicted, _: far.remove(predicted - known).mul_(squared),
-        smooth=smooth,
+        slope=lambda predicted, _: (predicted - known).mul_(squared),
+        counted=counted_bits(smooth),
         observed=inside,
         lambda_=lambda_,
         epsilon=EPSILON * lambda_,
         remove=far.remove,
         outside=outside,
     )
-    image, convergence = gauss_newton(
+    image, convergence = minimise(
         problem,
         start=start,
         rounding=FIRST_EPSILON * lambda_,
         tolerance=tolerance,
         max_iterations=max_iterations,
-        inner_iterations=INNER_ITERATIONS,
     )
     chi = torch.where(inside, image[:x, :y, :z], 0)
     return Susceptibility(in_place(chi, box, mask), convergence, chosen)
