@@ -53,10 +53,10 @@ def executed(out: Path, run: int = -1) -> set[str]:
 
 @pytest.fixture(scope="module")
 def one_process(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Options for all nodes in this process: fast."""
+    """Options for all nodes in this process, by one thread: fast beside other tests."""
     plugin = tmp_path_factory.mktemp("plugin") / "linear.yml"
     plugin.write_text("plugin: Linear\nplugin_args: {}\n")
-    return ["--use-plugin", str(plugin)]
+    return ["--use-plugin", str(plugin), "--omp-nthreads", "1"]
 
 
 @pytest.fixture(scope="module")
@@ -192,7 +192,7 @@ def test_two_runs_give_the_same_bytes_by_whatever_plugin(
     app: Callable[..., tuple[int, Path]], first: Path, tmp_path: Path
 ) -> None:
     """The second has one thread, and one process for all nodes."""
-    code, second = app("gre3t", "--omp-nthreads", "1")
+    code, second = app("gre3t")
     assert code == 0
     mine, other = tree(first), tree(second)
     images = [name for name in mine if name.endswith((".nii.gz", "map.json", "mask.json"))]

@@ -52,7 +52,7 @@ def derivatives(tmp_path_factory: pytest.TempPathFactory) -> Path:
     plugin = folder / "linear.yml"
     plugin.write_text("plugin: Linear\n")  # one process for all nodes: fast
     words = [dataset, out, "participant", "-w", folder / "work", "--skip-bids-validation",
-             "--use-plugin", plugin]  # fmt: skip
+             "--use-plugin", plugin, "--omp-nthreads", "1"]  # fmt: skip
     assert main([*map(str, words)]) == 0
     assert state(dataset) == before, "the input was written to"
     return out
