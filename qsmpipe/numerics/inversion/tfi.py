@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from qsmpipe.numerics.background.pdf import projection
+from qsmpipe.numerics.background.pdf import Projection, projection
 from qsmpipe.numerics.fourier import Zooms
 from qsmpipe.numerics.fused.variation import counted_bits
 from qsmpipe.numerics.grids import crop, in_place
@@ -136,7 +136,10 @@ def tfi(
     squared = weight**2
     far = FarField.on_grid(squared, zooms, order=ORDER)
     known = far.remove(known)
-    project = projection(inside, weight, zooms, b0_direction, margin=margin)
+    # In single precision the scales of far sources would be made of rounding.
+    exact = projection(inside, weight.double(), zooms, b0_direction, margin=margin)
+    project = Projection(exact.shape, exact.transfer.to(field), exact.sources.to(field), weight)
+    del exact
     shape = project.shape
     unknowns, _ = conjugate_gradient(
         lambda direction: project.adjoint(far.remove(project.field(direction)).mul_(weight)),
