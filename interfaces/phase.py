@@ -132,7 +132,7 @@ class Prepare(Stage):
 
     def _without(self, broken: Tensor, magnitude: Tensor, phase: Tensor) -> tuple[Tensor, Tensor]:
         """Magnitude and phase without ``broken`` voxels, and no magnitude below 0."""
-        if bad := int(broken.sum()):
+        if bad := int(broken.count_nonzero()):
             self._step["warnings"].append(
                 f"{bad} voxels (all echoes together) were NaN or infinite and were set to 0"
             )
