@@ -783,7 +783,7 @@ def test_parameters_reach_the_node():
     node = init_unwrap_wf(parameters=chosen, omp_nthreads=2, use_gpu=True).get_node("romeo")
     assert node.inputs.individual
     assert node.inputs.uncertain == 1.0
-    assert node.inputs.num_threads == 2
+    assert node.inputs.num_threads == 1, "it is serial"
     assert not node.inputs.use_gpu
     on_gpu = {m for m in METHODS["unwrap"]
               if init_unwrap_wf(method=m, use_gpu=True).get_node(m).inputs.use_gpu}  # fmt: skip
