@@ -507,8 +507,6 @@ def test_a_graph_is_built_for_every_expression(expression: str) -> None:
         assert node.inputs.operation == {"&": "and", "|": "or"}[sign]
     assert workflow.get_node("refine").inputs.erosion == 2.0
     assert workflow.get_node("refine").inputs.num_threads == 1, "it is serial"
-    if "bet" in names:
-        assert workflow.get_node("bet").inputs.num_threads == 2
 
 
 def test_parameters_reach_their_method() -> None:
