@@ -136,7 +136,7 @@ def test_lengths_for_small_animals_are_a_tenth(group: str) -> None:
 def test_a_head_of_a_tenth_of_the_size_gives_the_same_map(group: str) -> None:
     """The dipole has no size: what is left of the scale would be a length that was forgotten."""
     stage, name = group.split(".")
-    head = phantom((21, 23, 17), (1.8, 1.8, 2.2), tilt=TILT, noise=1e-3, dtype=torch.float64)
+    head = phantom((25, 27, 21), (1.5, 1.5, 1.8), tilt=TILT, noise=1e-3, dtype=torch.float64)
     small = tuple(zoom / 10 for zoom in head.zooms)
     function = function_of(stage, name)
     takes = inspect.signature(function).parameters
