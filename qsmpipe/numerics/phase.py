@@ -77,7 +77,7 @@ def wrap(phase: Tensor) -> Tensor:
 
 
 def _wrap_in_place(phase: Tensor) -> Tensor:
-    """Do :func:`wrap`, in pieces that stay in the processor's cache."""
+    """Do :func:`wrap` on a contiguous image, in pieces that stay in the processor's cache."""
     for piece in phase.view(-1).split(PIECE if phase.device.type == "cpu" else 1 << 62):
         turns = (piece / (2 * math.pi)).sub_(0.5).ceil_()
         piece.sub_(turns, alpha=2 * math.pi)
@@ -327,7 +327,7 @@ def mcpc3ds(
     clean = phase - offset
     if difference is not None:
         clean[1::2] -= difference
-    return Offset(_wrap_in_place(clean), offset, None, difference)
+    return Offset(_wrap_in_place(clean.contiguous()), offset, None, difference)
 
 
 def mcpc3ds_coils(
