@@ -379,7 +379,7 @@ def naps(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Run graphs on a host with two devices, from a process that was told so at its start."""
     folder = tmp_path_factory.mktemp("naps")
     script = """
-from qsmpipe.cli.plugin import PRELOAD
+from qsmpipe.cli.server import PRELOAD
 from test_lease import run_naps
 PRELOAD.append("test_lease")  # once, not in each node's process
 run_naps("pair", 2, 2)
