@@ -223,3 +223,15 @@ def test_reading_the_command_line_is_quick_and_imports_neither_torch_nor_nipype(
         "assert not {'torch', 'nipype', 'matplotlib'} & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", probe], check=True)
+
+
+def test_all_that_may_refuse_a_run_comes_before_torch(tmp_path: Path) -> None:
+    (tmp_path / "bids").mkdir()
+    words = [str(tmp_path / "bids"), str(tmp_path / "out"), "participant", "--dry-run"]
+    probe = (
+        "import sys\n"
+        "from qsmpipe.cli import parse, prepared\n"
+        f"prepared(parse({words!r}))\n"
+        "assert not {'torch', 'nipype', 'matplotlib'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", probe], check=True)

@@ -59,7 +59,9 @@ def prepared(request: Request) -> Request:
         raise RunError(Exit.USAGE, str(error)) from error
     if request.reports_only or request.boilerplate_only:
         return replace(request, settings=settings)
-    has_gpu(settings.device, read_plugin(settings.use_plugin), settings.slurm)
+    plugin = read_plugin(settings.use_plugin)
+    if settings.device == "cuda":  # only then may it refuse, and it imports torch to know
+        has_gpu(settings.device, plugin, settings.slurm)
     if settings.slurm:
         check_slurm(settings)
     if request.job_of:
