@@ -608,7 +608,7 @@ def function_of(stage: str, name: str) -> Callable[..., Any]:
     return getattr(importlib.import_module(f"qsmpipe.{module}"), function)
 
 
-def interface_of(stage: str, name: str) -> type:
+def interface_of(stage: str, name: str) -> type[Any]:
     """Nipype interface class of a method."""
     row = method(stage, name)
     return getattr(importlib.import_module(f"qsmpipe.interfaces.{stage}"), row.interface)

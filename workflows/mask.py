@@ -72,14 +72,13 @@ def init_mask_wf(
     """
     order = mask_steps(method)
     _check_parameters(parameters or {})
-    threads = {"num_threads": omp_nthreads}
     workflow = Workflow(name=name)
     inputnode = Node(
         IdentityInterface(fields=["magnitude", "phase", "echo_times", "mask_given"]),
         name="inputnode",
     )
     outputnode = Node(IdentityInterface(fields=["mask", "quality", "steps"]), name="outputnode")
-    quality_map = Node(QualityMap(**threads), name="quality_map", n_procs=omp_nthreads)
+    quality_map = Node(QualityMap(), name="quality_map")
     workflow.connect([
         (inputnode, quality_map, [(x, x) for x in ("phase", "magnitude", "echo_times")]),
         (quality_map, outputnode, [("quality", "quality")]),
@@ -91,9 +90,9 @@ def init_mask_wf(
         if key in SYMBOLS:
             second, first = joined.pop(), joined.pop()
             combined = 1 + sum(isinstance(node.interface, Combine) for node in done)
-            node = _combine(workflow, SYMBOLS[key], combined, (first, second), threads)
+            node = _combine(workflow, SYMBOLS[key], combined, (first, second))
         else:
-            node = _method(key, (parameters or {}).get(key, {}), threads)
+            node = _method(key, (parameters or {}).get(key, {}))
             workflow.connect([(inputnode, node, [("magnitude", "magnitude")])])
             if "echo_times" in node.inputs.copyable_trait_names():
                 workflow.connect([(inputnode, node, [("echo_times", "echo_times")])])
@@ -105,7 +104,7 @@ def init_mask_wf(
         joined.append(node)
     (last,) = joined
 
-    refine = Node(Refine(erosion=erosion, **threads), name="refine", n_procs=omp_nthreads)
+    refine = Node(Refine(erosion=erosion), name="refine")
     done.append(refine)
     steps = Node(Merge(len(done)), name="steps", run_without_submitting=True)
     workflow.connect([
@@ -118,24 +117,15 @@ def init_mask_wf(
     return workflow
 
 
-def _method(key: str, chosen: Mapping[str, Any], threads: Mapping[str, int]) -> Node:
+def _method(key: str, chosen: Mapping[str, Any]) -> Node:
     """Make the node of a mask method, or of the user's own mask."""
-    interface = (
-        Given(**threads) if key == GIVEN else interface_with("mask", key, chosen, **threads)
-    )
-    return Node(interface, name=key, n_procs=threads["num_threads"])
+    return Node(Given() if key == GIVEN else interface_with("mask", key, chosen), name=key)
 
 
-def _combine(
-    workflow: Workflow,
-    operation: str,
-    number: int,
-    masks: tuple[Node, Node],
-    threads: Mapping[str, int],
-) -> Node:
+def _combine(workflow: Workflow, operation: str, number: int, masks: tuple[Node, Node]) -> Node:
     """Join two masks."""
     pair = Node(Merge(2), name=f"pair_{number}", run_without_submitting=True)
-    node = Node(Combine(operation=operation, **threads), name=f"combine_{number}")
+    node = Node(Combine(operation=operation), name=f"combine_{number}")
     workflow.connect([
         (masks[0], pair, [("mask", "in1")]),
         (masks[1], pair, [("mask", "in2")]),

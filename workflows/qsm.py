@@ -140,7 +140,7 @@ def init_qsm_wf(
             take(wires, "phase", "magnitude", "mask", "echo_times", "b0_direction"),
             ("swi", "minip"),
         )
-    masks = _add_masks(qsm, wires, chain, omp_nthreads)
+    masks = _add_masks(qsm, wires, chain)
     wires |= qsm.add(
         init_susceptibility_wf(chain=chain, **threads),
         {name: wire for name, wire in wires.items() if name in FOR_SUSCEPTIBILITY} | masks,
@@ -163,15 +163,11 @@ def _check_reference(chain: Chain, echoes: int) -> None:
         raise ValueError(msg)
 
 
-def _add_masks(qsm: Assembly, wires: Wires, chain: Chain, threads: int) -> Wires:
+def _add_masks(qsm: Assembly, wires: Wires, chain: Chain) -> Wires:
     """Tell where susceptibility is to be mapped, and by the first of two passes."""
     trusted = take(wires, "mask")
     if chain.mask_residual > 0:
-        node = Node(
-            ExcludeResidual(threshold=chain.mask_residual, num_threads=threads),
-            name="exclude_residual",
-            n_procs=threads,
-        )
+        node = Node(ExcludeResidual(threshold=chain.mask_residual), name="exclude_residual")
         trusted = qsm.add(node, take(wires, "mask", "residual"), ["mask"])
     if not chain.two_pass:
         return trusted

@@ -32,10 +32,8 @@ def init_reference_wf(
         node fails.
     parameters : mapping, optional
         Parameters of ``"csf"``, where the default is not wanted: ``{"threshold": 8.0}``.
-    omp_nthreads : int
-        CPU threads.
-    use_gpu : bool
-        Taken for the sake of one signature; a mean needs none.
+    omp_nthreads, use_gpu : int, bool
+        Taken for the sake of one signature; a mean needs neither.
     name : str
         Name of the workflow.
 
@@ -85,11 +83,8 @@ def init_reference_wf(
         return workflow
 
     used = ["chi", "mask", *{"region": ["region"], "csf": ["r2star", "magnitude"]}.get(method, [])]
-    if method == "csf":
-        interface = CSFReference(num_threads=omp_nthreads, **(parameters or {}))
-    else:
-        interface = Reference(num_threads=omp_nthreads)
-    node = Node(interface, name=method, n_procs=omp_nthreads)
+    interface = CSFReference(**(parameters or {})) if method == "csf" else Reference()
+    node = Node(interface, name=method)
     workflow.connect([
         (inputnode, node, [(field, field) for field in used]),
         (node, outputnode, [(x, x) for x in ("chi", "value", "deviation", "step")]),

@@ -83,7 +83,7 @@ def init_susceptibility_wf(
     inversions = chain.methods("inversion")
     holed: list[Wires] = []
     if chain.two_pass:
-        node = Node(Reliable(num_threads=omp_nthreads), name="reliable")
+        node = Node(Reliable(), name="reliable")
         first = graph.add(node, take(graph.wires, "quality", mask="first_mask"), ["mask"])
         _, holed = _map_in(graph, first["mask"], "_reliable")
     fields, maps = _map_in(graph, graph.wires["mask"])
@@ -163,7 +163,7 @@ def _invert(graph: _Graph, method: str, fields: list[Wires], suffix: str) -> Wir
 
 def _fill_holes(graph: _Graph, method: str, first: Wires, second: Wires) -> Wires:
     """Join the maps of two passes; otherwise as ``second``."""
-    node = Node(MergePasses(num_threads=graph.threads["omp_nthreads"]), name=f"passes_{method}")
+    node = Node(MergePasses(), name=f"passes_{method}")
     wires = take(first, chi_reliable="chi", reliable="mask") | take(second, chi_filled="chi")
     return second | graph.connect(node, wires, ["chi"])
 
@@ -221,5 +221,5 @@ def _compare(graph: _Graph, referenced: list[Wires]) -> Wires:
     """Collect the maps of several inversions: ``compared``, and their ``median``."""
     maps = graph.merge([each["chi"] for each in referenced], "maps")
     masks = graph.merge([each["mask"] for each in referenced], "masks")
-    node = Node(MedianMap(num_threads=graph.threads["omp_nthreads"]), name="median")
+    node = Node(MedianMap(), name="median")
     return {"compared": maps} | graph.connect(node, {"maps": maps, "masks": masks}, median="chi")

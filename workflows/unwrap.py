@@ -6,10 +6,8 @@ from typing import Any
 from nipype.pipeline.engine import Workflow
 
 from qsmpipe.chain import Chain
+from qsmpipe.methods import interface_of
 from qsmpipe.workflows.stage import stage_wf
-
-ON_CPU = ("romeo", "bestpath")
-"""Methods that grow their regions on the CPU: they need no GPU slot."""
 
 
 def init_unwrap_wf(
@@ -60,6 +58,6 @@ def init_unwrap_wf(
         outputs=("phase", "step"),
         parameters=parameters,
         omp_nthreads=omp_nthreads,
-        use_gpu=use_gpu and method not in ON_CPU,
+        use_gpu=use_gpu and not interface_of("unwrap", method).serial,  # these grow on the CPU
         name=name,
     )

@@ -23,7 +23,14 @@ from qsmpipe.cli.errors import Exit, RunError
 from qsmpipe.cli.logs import log_to
 from qsmpipe.cli.plugin import ProcessPerNode, crash_folder
 from qsmpipe.cli.progress import RunProgress
-from qsmpipe.cli.resources import ON_THIS_HOST, Plugin, crash_proof, has_gpu, read_plugin
+from qsmpipe.cli.resources import (
+    ON_THIS_HOST,
+    Plugin,
+    crash_proof,
+    has_gpu,
+    processors,
+    read_plugin,
+)
 from qsmpipe.cli.signals import Stopped
 from qsmpipe.derivatives import WRITER
 from qsmpipe.interfaces.lease import visible_devices
@@ -339,11 +346,7 @@ def _threads(settings: Settings, acquisitions: int) -> int:
         own = slurm.parse(settings.slurm).get("cpus-per-task")
         return min(int(own or settings.nprocs or slurm.PROCESSORS), MOST_THREADS)
     # Acquisitions side by side use processors better than threads of one node do.
-    return max(1, min(_processors(settings) // acquisitions, MOST_THREADS))
-
-
-def _processors(settings: Settings) -> int:
-    return settings.nprocs or len(os.sched_getaffinity(0))
+    return max(1, min(processors(settings) // acquisitions, MOST_THREADS))
 
 
 def _runner(
@@ -351,7 +354,7 @@ def _runner(
 ) -> dict[str, Any]:
     """Keyword arguments of ``Workflow.run``."""
     arguments: dict[str, Any] = {
-        "n_procs": _processors(settings),
+        "n_procs": processors(settings),
         "raise_insufficient": False,
         "status_callback": follow,
         "log_file": str(log_file),

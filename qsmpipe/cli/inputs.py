@@ -1,7 +1,6 @@
 """What a run starts from: the dataset's acquisitions, their input check, own masks."""
 
 import json
-import os
 import traceback
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +14,7 @@ from qsmpipe.bids import Acquisition, Found
 from qsmpipe.checks import Examination, Finding
 from qsmpipe.cli.errors import Exit, RunError
 from qsmpipe.cli.logs import line
+from qsmpipe.cli.resources import processors
 from qsmpipe.settings import Settings
 
 MOST_AT_ONCE = 8
@@ -104,14 +104,14 @@ def find(settings: Settings) -> Found:
 def examine(found: Found, settings: Settings) -> list[Examination]:
     """Examine what was found; what cannot be an acquisition for its names' sake is refused."""
     # Threads of torch would wait for each other: the images looked at are small.
-    inside, processors = torch.get_num_threads(), settings.nprocs or len(os.sched_getaffinity(0))
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    pool = ThreadPoolExecutor(min(processors, MOST_AT_ONCE))
+    pool = ThreadPoolExecutor(min(processors(settings), MOST_AT_ONCE))
     try:
         examined = list(pool.map(partial(_examined, settings=settings), found))
     finally:
         pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(inside)
+        torch.set_num_threads(threads)
     refused = [checks.refused(refusal) for refusal in found.refusals]
     return checks.with_siblings(examined) + refused
 

@@ -23,6 +23,11 @@ Plugin = tuple[str, dict[str, Any]]
 """Name and arguments."""
 
 
+def processors(settings: Settings) -> int:
+    """Count the processors that a run may use."""
+    return settings.nprocs or len(os.sched_getaffinity(0))
+
+
 def read_plugin(path: str) -> Plugin | None:
     """Read the plugin that the user chose; None where ``path`` is empty.
 

@@ -10,7 +10,7 @@ from scipy.special import gammaincinv
 from torch import Tensor
 
 from qsmpipe.numerics.compiled import compiled, in_pieces
-from qsmpipe.numerics.grids import check_finite, check_grid
+from qsmpipe.numerics.grids import CHUNK, check_finite, check_grid, voxels_at_once, voxels_of
 from qsmpipe.numerics.parameters import Count, NotNegative, checked
 from qsmpipe.numerics.phase import wrap
 from qsmpipe.numerics.solvers import Convergence
@@ -26,9 +26,6 @@ DEFAULT_TOLERANCE = 1e-4
 
 DEFAULT_MAX_ITERATIONS = 500
 """Steps of the nonlinear fit at most; only voxels that are not done take them."""
-
-CHUNK, PIECE = 1 << 18, 1 << 14
-"""Voxels fitted at once on CUDA, which bounds the memory, and on the CPU."""
 
 
 class TotalField(NamedTuple):
@@ -233,12 +230,11 @@ def _select(
         raise ValueError(msg)
     check_finite(phase, mask, "phase")
     check_finite(magnitude, mask, "magnitude")
-    place = mask.reshape(-1).nonzero()[:, 0]
-    inside = magnitude.flatten(1).index_select(1, place)
+    values, inside = voxels_of(mask, phase, magnitude)
     if inside.numel():
         inside.div_(inside.max().clamp(min=1e-30)).clamp_(min=1e-6)
     return _Echoes(
-        phase.flatten(1).index_select(1, place),
+        values,
         inside,
         [time / times[-1] for time in times],
         radians_per_ppm(field_strength, times[-1]),
@@ -297,9 +293,9 @@ def _with_rest(echoes: _Echoes, level: Tensor, slope: Tensor, information: Tenso
 
 
 def _in_chunks(fit: Callable[[_Echoes, slice], _Fit], echoes: _Echoes) -> _Fit:
-    """Fit :data:`PIECE` voxels at a time, which a processor's cache holds; more on CUDA."""
+    """Fit some voxels at a time (:func:`.grids.voxels_at_once`)."""
     voxels = echoes.phase.shape[1]
-    size = PIECE if echoes.phase.device.type == "cpu" else CHUNK
+    size = voxels_at_once(echoes.phase)
     fits = [
         fit(
             echoes._replace(phase=echoes.phase[:, here], magnitude=echoes.magnitude[:, here]), here

@@ -150,6 +150,21 @@ def in_place(part: Tensor, box: Box, like: Tensor) -> Tensor:
     return whole
 
 
+CHUNK, PIECE = 1 << 18, 1 << 14
+"""Voxels fitted at once: what bounds the memory, and what a processor's cache holds."""
+
+
+def voxels_at_once(values: Tensor) -> int:
+    """How many voxels to fit at once: :data:`PIECE`, on CUDA :data:`CHUNK`."""
+    return PIECE if values.device.type == "cpu" else CHUNK
+
+
+def voxels_of(mask: Tensor, *images: Tensor) -> tuple[Tensor, ...]:
+    """Give the voxels of images (E, X, Y, Z) that are in ``mask``, each (E, N)."""
+    place = mask.reshape(-1).nonzero()[:, 0]
+    return tuple(image.flatten(1).index_select(1, place) for image in images)
+
+
 def along(values: Tensor, axis: int) -> Tensor:
     """Values (N,) of the planes along space axis ``axis``, to broadcast over (..., X, Y, Z).
 

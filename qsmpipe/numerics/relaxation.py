@@ -10,7 +10,7 @@ import torch
 from scipy.special import gammaincinv
 from torch import Tensor
 
-from qsmpipe.numerics.grids import check_finite, check_grid
+from qsmpipe.numerics.grids import CHUNK, check_finite, check_grid, voxels_at_once, voxels_of
 from qsmpipe.numerics.parameters import Count, NotNegative, checked
 from qsmpipe.numerics.solvers import Convergence
 from qsmpipe.numerics.units import check_echo_times
@@ -31,9 +31,6 @@ STEEPEST = 5.0
 
 CLIPPED = 1e-3
 """Fraction of the voxels at a bound beyond which the nonlinear fit warns."""
-
-CHUNK, PIECE = 1 << 18, 1 << 14
-"""Voxels fitted at once: what bounds the memory, and what a processor's cache holds."""
 
 
 class Relaxation(NamedTuple):
@@ -77,20 +74,15 @@ def loglinear(magnitude: Tensor, mask: Tensor, *, echo_times: Sequence[float]) -
     check_grid(magnitude, mask, ("magnitude", "mask"))
     check_finite(magnitude, mask, "magnitude")
     signal = _inside(magnitude, mask)
-    fits = [_straight(part, times) for part in signal.split(_piece(signal), dim=1)]
+    fits = [_straight(part, times) for part in signal.split(voxels_at_once(signal), dim=1)]
     r2star, s0 = (torch.cat(values) for values in zip(*fits, strict=True))
     return _finish(mask, r2star, s0)
 
 
 def _inside(magnitude: Tensor, mask: Tensor) -> Tensor:
     """Magnitude of the mask's voxels (E, N), 0 or above."""
-    place = mask.reshape(-1).nonzero()[:, 0]
-    return magnitude.flatten(1).index_select(1, place).clamp_(min=0)
-
-
-def _piece(signal: Tensor) -> int:
-    """How many voxels are fitted at once."""
-    return PIECE if signal.device.type == "cpu" else CHUNK
+    (signal,) = voxels_of(mask, magnitude)
+    return signal.clamp_(min=0)
 
 
 def _straight(signal: Tensor, times: Sequence[float]) -> tuple[Tensor, Tensor]:
@@ -169,7 +161,7 @@ def arlo(magnitude: Tensor, mask: Tensor, *, echo_times: Sequence[float]) -> Rel
         )
         raise ValueError(msg)
     signal = _inside(magnitude, mask)
-    fits = [_integrated(part, times, step) for part in signal.split(_piece(signal), dim=1)]
+    fits = [_integrated(part, times, step) for part in signal.split(voxels_at_once(signal), dim=1)]
     r2star, s0 = (torch.cat(values) for values in zip(*fits, strict=True))
     return _finish(mask, r2star, s0)
 

@@ -7,7 +7,7 @@ from annotated_types import Interval
 from torch import Tensor
 
 from qsmpipe.numerics.fourier import SPACE, Zooms
-from qsmpipe.numerics.grids import check_mask
+from qsmpipe.numerics.grids import check_mask, surrounded
 from qsmpipe.numerics.operators import gradient
 
 Edges: TypeAlias = Annotated[float, Interval(ge=0, lt=1)]
@@ -58,18 +58,10 @@ def smooth_parts(
         msg = f"edges is {edges:g}: give the share of differences that are edges, 0 to below 1"
         raise ValueError(msg)
     steep = gradient(torch.where(mask, magnitude, 0), zooms).abs()
-    core = _core(mask)
+    core = surrounded(mask)
     within = torch.stack([core & core.roll(-1, axis) for axis in SPACE])
     steps = steep[within]
     flat = round((1 - edges) * steps.numel())
     if flat in (0, steps.numel()):
         return ~within if steps.numel() and flat == 0 else torch.ones_like(within)
     return (steep <= steps.kthvalue(flat).values) | ~within
-
-
-def _core(mask: Tensor) -> Tensor:
-    """Voxels of ``mask`` whose six neighbours belong to it."""
-    padded = torch.nn.functional.pad(mask, [1] * 6)
-    inner = (slice(1, -1),) * 3
-    neighbours = [padded.roll(step, axis)[inner] for axis in SPACE for step in (-1, 1)]
-    return torch.stack(neighbours).all(0) & mask
